@@ -1,0 +1,47 @@
+"""Every error that vlmfx raises on purpose; each message is one sentence that ends in what to do next.
+
+VlmfxError
+├── InvalidRequest      a prompt, image or parameter of one request; carries field, found, expected
+├── CheckpointError     a folder or hub id that cannot be loaded
+│   └── UnsupportedModel    its architecture is not one of ours
+├── ShapeError          an op or model function was called with tensors that do not fit
+└── DeviceError         a device that is unknown or not present
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class VlmfxError(Exception):
+    """Base of all errors below."""
+
+
+class InvalidRequest(VlmfxError):
+    """One request cannot be served as written; others of the same batch are not affected.
+
+    field names the argument ("multi_modal_data.image", "temperature"); found and expected say what it held and what
+    fits. `RequestErrors` gathers several of these when a caller asked for on_error="raise".
+    """
+
+    def __init__(self, field: str, message: str, *, found: Any = None, expected: Any = None) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.found = found
+        self.expected = expected
+
+
+class CheckpointError(VlmfxError):
+    """A checkpoint is missing something, or holds something that does not fit its config."""
+
+
+class UnsupportedModel(CheckpointError):
+    """The checkpoint's architecture is not implemented here."""
+
+
+class ShapeError(VlmfxError):
+    """Tensors that do not fit together, found before any compute."""
+
+
+class DeviceError(VlmfxError):
+    """A device that is not known or not present on this machine."""
