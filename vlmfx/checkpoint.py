@@ -1,0 +1,240 @@
+"""From a model folder or hub id to a Model: config, parameters, processor and the family's functions."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from vlmfx import hub, weights
+from vlmfx.device import DTYPES, resolve_device, resolve_dtype
+from vlmfx.errors import CheckpointError, InvalidRequest, UnsupportedModel
+from vlmfx.processing.chat import load_chat_template
+from vlmfx.processing.prompt import Processor
+from vlmfx.processing.tokenizer import Tokenizer
+from vlmfx.tree import Tree
+
+# One row a family: the architecture in config.json, the file's name in models/ and in processing/.
+FAMILIES = {
+    "LlavaForConditionalGeneration": "llava",
+    "Qwen2VLForConditionalGeneration": "qwen2_vl",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A loaded model: nothing here changes after loading. functions is the family's module in vlmfx.models, its functions pure."""
+
+    name: str
+    functions: ModuleType
+    config: Any
+    params: Tree
+    processor: Processor
+    device: torch.device
+    dtype: torch.dtype
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.processor.max_model_len
+
+
+def load(
+    model: str | Path,
+    *,
+    dtype: str | torch.dtype | None = "auto",
+    device: str | torch.device | None = None,
+    max_model_len: int | None = None,
+    chat_template: str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """The model in a folder, of a hub id, or "scenes", the shipped one.
+
+    trust_remote_code is accepted and never runs anything: every family is implemented here. Raises CheckpointError (or its kind
+    UnsupportedModel) with what is missing or does not fit."""
+    folder = hub.resolve(model, revision=revision, token=token)
+    hf = read_json(folder, "config.json")
+    family = family_of(hf, str(model))
+    functions = importlib.import_module(f"vlmfx.models.{family}")
+    config = _parse(functions.config, hf, folder)
+    files = WeightFiles(folder, functions.KEY_PREFIXES)
+    target = resolve_device(device)
+    compute_dtype = resolve_dtype(dtype, target, _stored_dtype(hf))
+    specs = functions.param_specs(config)
+    weights.check(specs, files.shapes, where=str(model), ignored=lambda name: functions.is_unused(config, name))
+    with files:
+        params = weights.load(specs, files.read, dtype=compute_dtype, device=target)
+    return Model(
+        name=str(model),
+        functions=functions,
+        config=config,
+        params=params,
+        processor=load_processor(folder, family, config, max_model_len=max_model_len, chat_template=chat_template),
+        device=target,
+        dtype=compute_dtype,
+        eos_token_ids=_eos_token_ids(folder, hf),
+    )
+
+
+def load_processor(
+    folder: Path, family: str, config: Any, *, max_model_len: int | None = None, chat_template: str | Path | None = None
+) -> Processor:
+    """The processor of a model folder, without its weights."""
+    functions = importlib.import_module(f"vlmfx.processing.{family}")
+    context = config.text.max_position_embeddings
+    if max_model_len is not None and not 1 < max_model_len <= context:
+        raise InvalidRequest(
+            "max_model_len", f"it is {max_model_len}, expected 2 to {context}, the model's context.", found=max_model_len, expected=context
+        )
+    preprocessor = read_json(folder, "preprocessor_config.json", default={})
+    return Processor(
+        functions=functions,
+        config=_parse(lambda hf: functions.config(hf, config), preprocessor, folder),
+        tokenizer=Tokenizer.load(folder),
+        chat_template=load_chat_template(folder, chat_template),
+        vocab_size=config.text.vocab_size,
+        max_model_len=max_model_len or context,
+    )
+
+
+def family_of(hf: dict[str, Any], where: str) -> str:
+    """The row of FAMILIES for a config.json. Raises UnsupportedModel, which lists the rows there are."""
+    found = hf.get("architectures") or []
+    for architecture in found:
+        if architecture in FAMILIES:
+            return FAMILIES[architecture]
+    raise UnsupportedModel(
+        f"{where}: config.json names the architecture {', '.join(found) or 'none'}, which is not implemented; use one of {', '.join(FAMILIES)}."
+    )
+
+
+def read_json(folder: Path, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON object from a model folder; `default` when the file is absent. Raises CheckpointError."""
+    path = folder / name
+    if not path.exists() and default is not None:
+        return default
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: there is no {name}; point to a folder in the Hugging Face layout.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: it is not readable JSON ({error}); copy the file again.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: it holds a {type(value).__name__}, expected an object; copy the file again.")
+    return value
+
+
+class WeightFiles:
+    """The safetensors files of a folder, memory-mapped while the object is entered; names are those the specs use."""
+
+    def __init__(self, folder: Path, key_prefixes: Sequence[tuple[str, str]]) -> None:
+        self.folder = folder
+        self._files = _weight_files(folder)
+        self._prefixes = key_prefixes
+        self._stack = ExitStack()
+        self._handles: dict[Path, Any] = {}
+
+    @cached_property
+    def _location(self) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
+        """Name → file, name in that file, stored shape; read from the headers."""
+        location = {}
+        for path in self._files:
+            with _open(path) as handle:
+                for key in handle.keys():  # noqa: SIM118, a safe_open handle is no dict
+                    location[self._published(key)] = (path, key, tuple(handle.get_slice(key).get_shape()))
+        return location
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every tensor in the files."""
+        return {name: shape for name, (_, _, shape) in self._location.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor by its published name, mapped from its file."""
+        path, key, _ = self._location[name]
+        if path not in self._handles:
+            self._handles[path] = self._stack.enter_context(_open(path))
+        return self._handles[path].get_tensor(key)
+
+    def _published(self, key: str) -> str:
+        for new, published in self._prefixes:
+            if key.startswith(new):
+                return published + key[len(new) :]
+        return key
+
+    def __enter__(self) -> WeightFiles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handles.clear()
+        self._stack.close()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(read_json(folder, index.name).get("weight_map", {}).values()))
+        if not names:
+            raise CheckpointError(f"{index}: weight_map is empty or missing; copy the file again.")
+        paths = [folder / name for name in names]
+        escaped = [name for name in names if Path(name).name != name]
+        if escaped:
+            raise CheckpointError(f"{index}: weight_map names {escaped}, which lie outside the folder; use plain file names.")
+    else:
+        paths = [folder / "model.safetensors"] if (folder / "model.safetensors").exists() else sorted(folder.glob("*.safetensors"))
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        raise CheckpointError(f"{folder}: {', '.join(missing)} is named in {index.name} but not there; download it again.")
+    if not paths:
+        bins = any(folder.glob("*.bin"))
+        raise CheckpointError(
+            f"{folder}: there are {'only .bin weights, which can run code when opened' if bins else 'no weights'}; "
+            + (
+                "convert them with transformers: AutoModel.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)."
+                if bins
+                else "put model.safetensors there."
+            )
+        )
+    return paths
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except Exception as error:  # safetensors raises its own type, which older versions do not export
+        raise CheckpointError(f"{path}: it is not a whole safetensors file ({error}); download it again.") from None
+
+
+def _parse(parse: Any, hf: dict[str, Any], folder: Path) -> Any:
+    """parse(hf), with a missing or mistyped key told as a CheckpointError."""
+    try:
+        return parse(hf)
+    except KeyError as error:
+        raise CheckpointError(f"{folder}: its config has no {error}; restore the published file.") from None
+    except (TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{folder}: its config cannot be read ({error}); restore the published file.") from None
+
+
+def _stored_dtype(hf: dict[str, Any]) -> torch.dtype:
+    name = hf.get("dtype") or hf.get("torch_dtype") or hf.get("text_config", {}).get("torch_dtype")
+    return DTYPES.get(str(name), torch.float32)
+
+
+def _eos_token_ids(folder: Path, hf: dict[str, Any]) -> tuple[int, ...]:
+    """generation_config.json's, else config.json's: an id or a list."""
+    generation = read_json(folder, "generation_config.json", default={})
+    text = hf.get("text_config", {})
+    eos = next((c["eos_token_id"] for c in (generation, hf, text) if c.get("eos_token_id") is not None), [])
+    return tuple(eos) if isinstance(eos, list) else (eos,)

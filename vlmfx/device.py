@@ -1,0 +1,46 @@
+"""Which device and dtype a model runs with, from what the user asked for and what this machine has."""
+
+from __future__ import annotations
+
+import torch
+
+from vlmfx.errors import DeviceError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+ALIASES = {"float": "float32", "fp32": "float32", "half": "float16", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """The device to run on; None or "auto" is CUDA where there is a GPU, MLU where torch_mlu is loaded, else the CPU.
+
+    Raises DeviceError for a device that is unknown or absent."""
+    if isinstance(device, torch.device):
+        return device
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mlu" if _has_mlu() else "cpu")
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mlu"):
+        raise DeviceError(f'device is "{device}" but must be one of "auto", "cpu", "cuda", "cuda:N", "mlu"; choose one of these.')
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mlu" and not _has_mlu()):
+        raise DeviceError(f'device "{device}" is not present on this machine; use device="cpu" or leave it out.')
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """The compute dtype; None or "auto" is the checkpoint's own on CUDA and float32 elsewhere.
+
+    Raises DeviceError for a name that is not one of float32, float16, bfloat16 (or a short form of these)."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None or dtype == "auto":
+        return stored if device.type == "cuda" else torch.float32
+    name = ALIASES.get(dtype, dtype)
+    if name not in DTYPES:
+        raise DeviceError(f'dtype is "{dtype}" but must be "auto" or one of {", ".join(DTYPES)}; choose one of these.')
+    return DTYPES[name]
+
+
+def _has_mlu() -> bool:
+    """True where torch_mlu has registered its device module; importing it is the user's choice."""
+    module = getattr(torch, "mlu", None)
+    return module is not None and module.is_available()

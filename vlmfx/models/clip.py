@@ -1,0 +1,99 @@
+"""CLIP's vision tower as LLaVA uses it: hidden states of one layer, no pooling.
+
+Source: huggingface/transformers: src/transformers/models/clip/modeling_clip.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlmfx.models.layers import layer_norm_specs
+from vlmfx.models.vit import block, block_specs
+from vlmfx.ops.activation import ACTIVATIONS
+from vlmfx.ops.norm import layer_norm
+from vlmfx.tree import Tree
+from vlmfx.weights import ParamSpec, fused, spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """What changes the tower's arithmetic."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int
+    patch_size: int
+    hidden_act: str
+    layer_norm_eps: float
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image, the class token not counted."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+def vision_config(hf: dict[str, Any]) -> ClipConfig:
+    """The tower of a clip_vision_model config; missing keys have the defaults of transformers' CLIPVisionConfig."""
+    return ClipConfig(
+        hidden_size=hf.get("hidden_size", 768),
+        intermediate_size=hf.get("intermediate_size", 3072),
+        num_layers=hf.get("num_hidden_layers", 12),
+        num_heads=hf.get("num_attention_heads", 12),
+        image_size=hf.get("image_size", 224),
+        patch_size=hf.get("patch_size", 32),
+        hidden_act=hf.get("hidden_act", "quick_gelu"),
+        layer_norm_eps=hf.get("layer_norm_eps", 1e-5),
+    )
+
+
+def param_specs(cfg: ClipConfig, at: str, num_layers: int) -> Tree:
+    """Specs of the embeddings and the first num_layers layers; what comes after them is not needed."""
+    c, patch = cfg.hidden_size, cfg.patch_size
+    emb = f"{at}.embeddings"
+    return {
+        "class_embedding": spec(f"{emb}.class_embedding", (c,), ("embed",)),
+        "patch": ParamSpec(
+            shape=(c, 3 * patch * patch),
+            axes=("embed", None),
+            sources=((f"{emb}.patch_embedding.weight", (c, 3, patch, patch)),),
+        ),
+        "positions": spec(f"{emb}.position_embedding.weight", (cfg.num_patches + 1, c), (None, "embed")),
+        "pre_norm": layer_norm_specs(f"{at}.pre_layrnorm", c),  # the published spelling
+        "layers": [_layer_specs(cfg, f"{at}.encoder.layers.{i}") for i in range(num_layers)],
+    }
+
+
+def _layer_specs(cfg: ClipConfig, at: str) -> Tree:
+    c = cfg.hidden_size
+    qkv = [f"{at}.self_attn.{name}_proj" for name in "qkv"]
+    names = {
+        "norm1": f"{at}.layer_norm1",
+        "out": f"{at}.self_attn.out_proj",
+        "norm2": f"{at}.layer_norm2",
+        "up": f"{at}.mlp.fc1",
+        "down": f"{at}.mlp.fc2",
+    }
+    fused_qkv = {
+        "weight": fused([f"{n}.weight" for n in qkv], [c] * 3, (c,), ("heads", "embed")),
+        "bias": fused([f"{n}.bias" for n in qkv], [c] * 3, (), ("heads",), init="zeros"),
+    }
+    return block_specs(names, c, cfg.intermediate_size, fused_qkv)
+
+
+def hidden_states(params: Tree, cfg: ClipConfig, patches: Tensor) -> list[Tensor]:
+    """patches (n·num_patches, 3·p·p), normalised → [embedding output, layer 1, ...], each (n, num_patches + 1, hidden)."""
+    n, tokens = len(patches) // cfg.num_patches, cfg.num_patches + 1
+    x = F.linear(patches, params["patch"]).view(n, cfg.num_patches, cfg.hidden_size)
+    x = torch.cat((params["class_embedding"].expand(n, 1, -1), x), 1) + params["positions"]
+    norm = params["pre_norm"]
+    x = layer_norm(x, norm["weight"], norm["bias"], cfg.layer_norm_eps).flatten(0, 1)
+    states = [x]
+    for p in params["layers"]:
+        states.append(block(p, cfg, states[-1], ACTIVATIONS[cfg.hidden_act], (tokens,) * n))
+    return [state.view(n, tokens, -1) for state in states]

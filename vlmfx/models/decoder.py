@@ -1,0 +1,120 @@
+"""The decoder of Llama and its kin (RMS norm, rotary grouped-query attention, SwiGLU), which Qwen2 extends by biases and M-RoPE.
+
+Source: huggingface/transformers: src/transformers/models/{llama,qwen2,qwen2_vl}/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlmfx.models.layers import Batch, Cache, add_linear, norm_spec
+from vlmfx.ops.activation import gated_activation
+from vlmfx.ops.attention import cache_write, paged_decode_attention, prefill_attention
+from vlmfx.ops.norm import rms_norm
+from vlmfx.ops.rotary import RotaryTable, inverse_frequencies, rotary, rotary_table
+from vlmfx.tree import Tree
+from vlmfx.weights import fused, spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """What changes the decoder's arithmetic. mrope_section: how many of the head_dim/2 frequencies follow time, height and width;
+    empty for one position a token."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    qkv_bias: bool = False
+    tie_word_embeddings: bool = False
+    mrope_section: tuple[int, ...] = ()
+
+
+def param_specs(cfg: DecoderConfig, at: str, head: str) -> Tree:
+    """Specs of the decoder whose checkpoint names begin with `at`; `head` is the name of the output matrix, absent when tied."""
+    specs = {
+        "embed": spec(f"{at}.embed_tokens.weight", (cfg.vocab_size, cfg.hidden_size), ("vocab", "embed")),
+        "layers": [_layer_specs(cfg, f"{at}.layers.{i}") for i in range(cfg.num_layers)],
+        "norm": norm_spec(f"{at}.norm", cfg.hidden_size),
+    }
+    if not cfg.tie_word_embeddings:
+        specs["head"] = spec(f"{head}.weight", (cfg.vocab_size, cfg.hidden_size), ("vocab", "embed"))
+    return specs
+
+
+def _layer_specs(cfg: DecoderConfig, at: str) -> Tree:
+    hidden, inter = cfg.hidden_size, cfg.intermediate_size
+    q_size, kv_size = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    rows = [q_size, kv_size, kv_size]
+    qkv = [f"{at}.self_attn.{name}_proj" for name in "qkv"]
+    specs = {
+        "input_norm": norm_spec(f"{at}.input_layernorm", hidden),
+        "qkv": fused([f"{n}.weight" for n in qkv], rows, (hidden,), ("heads", "embed")),
+        "out": spec(f"{at}.self_attn.o_proj.weight", (hidden, q_size), ("embed", "heads")),
+        "post_norm": norm_spec(f"{at}.post_attention_layernorm", hidden),
+        "gate_up": fused(
+            [f"{at}.mlp.gate_proj.weight", f"{at}.mlp.up_proj.weight"], [inter, inter], (hidden,), ("mlp", "embed")
+        ),
+        "down": spec(f"{at}.mlp.down_proj.weight", (hidden, inter), ("embed", "mlp")),
+    }
+    if cfg.qkv_bias:
+        specs["qkv_bias"] = fused([f"{n}.bias" for n in qkv], rows, (), ("heads",), init="zeros")
+    return specs
+
+
+def rope(cfg: DecoderConfig, positions: Tensor, dtype: torch.dtype) -> RotaryTable:
+    """The rotary table of positions (tokens,), or (3, tokens) of time, height and width with M-RoPE.
+
+    M-RoPE (Qwen2-VL, arXiv:2409.12191): the first section of frequencies turns with time, the next with height, the last with width."""
+    angles = positions[..., None].float() * inverse_frequencies(cfg.head_dim, cfg.rope_theta, positions.device)
+    if cfg.mrope_section:
+        angles = torch.cat([part[i] for i, part in enumerate(angles.split(cfg.mrope_section, -1))], -1)
+    return rotary_table(angles, dtype)
+
+
+def forward(
+    params: Tree, cfg: DecoderConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch
+) -> tuple[Tensor, Cache | None]:
+    """x (tokens, hidden), positions as `rope` takes them → hidden states after the final norm, and the cache, written in place."""
+    table = rope(cfg, positions, x.dtype)
+    for i, p in enumerate(params["layers"]):
+        x = _layer(p, cfg, x, table, cache[i] if cache is not None else None, batch)
+    return rms_norm(x, params["norm"], cfg.rms_norm_eps), cache
+
+
+def _layer(p: Tree, cfg: DecoderConfig, x: Tensor, table: RotaryTable, kv: tuple[Tensor, Tensor] | None, batch: Batch) -> Tensor:
+    h = rms_norm(x, p["input_norm"], cfg.rms_norm_eps)
+    x = add_linear(x, _attention(p, cfg, h, table, kv, batch), p["out"])
+    h = rms_norm(x, p["post_norm"], cfg.rms_norm_eps)
+    return add_linear(x, gated_activation(F.linear(h, p["gate_up"])), p["down"])
+
+
+def _attention(p: Tree, cfg: DecoderConfig, h: Tensor, table: RotaryTable, kv: tuple[Tensor, Tensor] | None, batch: Batch) -> Tensor:
+    """(tokens, num_heads·head_dim) before the output projection."""
+    heads, kv_heads, scale = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim**-0.5
+    qkv = F.linear(h, p["qkv"], p.get("qkv_bias")).view(-1, heads + 2 * kv_heads, cfg.head_dim)
+    q, k = rotary(qkv[:, : heads + kv_heads], table).split((heads, kv_heads), 1)
+    v = qkv[:, heads + kv_heads :]
+    if kv is not None:
+        assert batch.slots is not None, "a cache needs slots to write to"
+        cache_write(k, v, *kv, batch.slots)
+    if batch.max_context_len:
+        assert kv is not None, "decoding reads a cache"
+        out = paged_decode_attention(q, *kv, batch.max_context_len, batch.mask, scale)
+    else:
+        out = prefill_attention(q, k, v, batch.seq_lens, scale)
+    return out.reshape(len(h), -1)
+
+
+def logits(params: Tree, hidden: Tensor) -> Tensor:
+    """hidden (rows, hidden) → (rows, vocab), padded vocabulary rows included."""
+    return F.linear(hidden, params.get("head", params["embed"]))

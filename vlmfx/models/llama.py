@@ -1,0 +1,32 @@
+"""Llama's config, the text half of LLaVA-1.5; missing keys have the defaults of transformers' LlamaConfig."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmfx.errors import CheckpointError
+from vlmfx.models.decoder import DecoderConfig
+
+
+def text_config(hf: dict[str, Any]) -> DecoderConfig:
+    """The decoder that a Llama text_config describes; published LLaVA configs hold little more than the vocabulary size."""
+    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise CheckpointError(f'config.json: rope_scaling type is "{kind}" but Llama here has only "default"; use another checkpoint.')
+    num_heads = hf.get("num_attention_heads", 32)
+    hidden_size = hf.get("hidden_size", 4096)
+    return DecoderConfig(
+        vocab_size=hf.get("vocab_size", 32000),
+        hidden_size=hidden_size,
+        intermediate_size=hf.get("intermediate_size", 11008),
+        num_layers=hf.get("num_hidden_layers", 32),
+        num_heads=num_heads,
+        num_kv_heads=hf.get("num_key_value_heads") or num_heads,
+        head_dim=hf.get("head_dim") or hidden_size // num_heads,
+        rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
+        rope_theta=rope.get("rope_theta") or hf.get("rope_theta", 10000.0),
+        max_position_embeddings=hf.get("max_position_embeddings", 2048),
+        qkv_bias=hf.get("attention_bias", False),
+        tie_word_embeddings=hf.get("tie_word_embeddings", False),
+    )

@@ -1,0 +1,123 @@
+"""LLaVA-1.5: CLIP features of one layer, a two-layer projector, Llama.
+
+Source: huggingface/transformers: src/transformers/models/llava/modeling_llava.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmfx.errors import CheckpointError
+from vlmfx.models import clip, decoder, llama
+from vlmfx.models.layers import Batch, Cache, linear, linear_specs
+from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.ops.activation import ACTIVATIONS
+from vlmfx.ops.merge import merge as merge_rows
+from vlmfx.ops.patches import normalize_patches
+from vlmfx.tree import Tree
+
+# Newer code saves other prefixes than the published checkpoints, whose names the specs use.
+KEY_PREFIXES = (
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("lm_head.", "language_model.lm_head."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaConfig:
+    """feature_layers: the hidden states taken from the tower, counted from 0, the embedding output."""
+
+    text: decoder.DecoderConfig
+    vision: clip.ClipConfig
+    feature_layers: tuple[int, ...]
+    keep_class_token: bool
+    projector_act: str
+    image_token_id: int
+
+    @property
+    def features_per_image(self) -> int:
+        """Rows that one image fills in the prompt."""
+        return self.vision.num_patches + self.keep_class_token
+
+
+def config(hf: dict[str, Any]) -> LlavaConfig:
+    """The model of a config.json. Raises CheckpointError for a feature layer the tower does not have."""
+    vision = clip.vision_config(hf["vision_config"])
+    layers = hf.get("vision_feature_layer", -2)
+    counted = tuple(i if i >= 0 else vision.num_layers + 1 + i for i in (layers if isinstance(layers, list) else [layers]))
+    if any(not 0 <= i <= vision.num_layers for i in counted):
+        raise CheckpointError(
+            f"config.json: vision_feature_layer is {layers} but the tower has {vision.num_layers} layers; restore the published config.json."
+        )
+    text = {"tie_word_embeddings": hf.get("tie_word_embeddings", False), **hf["text_config"]}
+    return LlavaConfig(
+        text=llama.text_config(text),
+        vision=vision,
+        feature_layers=counted,
+        keep_class_token=hf.get("vision_feature_select_strategy", "default") == "full",
+        projector_act=hf.get("projector_hidden_act", "gelu"),
+        image_token_id=hf.get("image_token_index", hf.get("image_token_id", 32000)),
+    )
+
+
+def param_specs(cfg: LlavaConfig) -> Tree:
+    """The whole truth about weights."""
+    at, width = "multi_modal_projector", cfg.vision.hidden_size * len(cfg.feature_layers)
+    return {
+        "vision": clip.param_specs(cfg.vision, "vision_tower.vision_model", max(cfg.feature_layers)),
+        "projector": {
+            "up": linear_specs(f"{at}.linear_1", width, cfg.text.hidden_size, ("mlp", "embed")),
+            "down": linear_specs(f"{at}.linear_2", cfg.text.hidden_size, cfg.text.hidden_size, ("embed", "mlp")),
+        },
+        "text": decoder.param_specs(cfg.text, "language_model.model", "language_model.lm_head"),
+    }
+
+
+def is_unused(cfg: LlavaConfig, name: str) -> bool:
+    """True for checkpoint names that are right to be there and are not needed: layers above the feature layer, buffers."""
+    tower = "vision_tower.vision_model."
+    if name.startswith(f"{tower}encoder.layers."):
+        return int(name.split(".")[4]) >= max(cfg.feature_layers)
+    return name.startswith(f"{tower}post_layernorm.") or name.endswith(("position_ids", "rotary_emb.inv_freq"))
+
+
+def vision_hidden(params: Tree, cfg: LlavaConfig, inputs: VisionInputs) -> Tensor:
+    """uint8 patches → the tower's features before the projector, (n·features_per_image, vision hidden)."""
+    patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, params["vision"]["patch"].dtype)
+    states = clip.hidden_states(params["vision"], cfg.vision, patches)
+    x = torch.cat([states[i] for i in cfg.feature_layers], -1)
+    return (x if cfg.keep_class_token else x[:, 1:]).flatten(0, 1)
+
+
+def project(params: Tree, cfg: LlavaConfig, x: Tensor) -> Tensor:
+    """Tower features → rows of the language model's width."""
+    p = params["projector"]
+    return linear(p["down"], ACTIVATIONS[cfg.projector_act](linear(p["up"], x)))
+
+
+def encode(params: Tree, cfg: LlavaConfig, inputs: VisionInputs) -> Tensor:
+    """Images as uint8 patches → (F, hidden), image after image."""
+    return project(params, cfg, vision_hidden(params, cfg, inputs))
+
+
+def merge(params: Tree, cfg: LlavaConfig, ids: Tensor, features: Tensor | None, feature_index: Tensor | None) -> Tensor:
+    """ids (tokens,) → embeddings (tokens, hidden) with feature rows where feature_index is 0 or more."""
+    return merge_rows(params["text"]["embed"], ids, features, feature_index)
+
+
+def forward(
+    params: Tree, cfg: LlavaConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree
+) -> tuple[Tensor, Cache | None]:
+    """x (tokens, hidden), positions (tokens,) → hidden states after the final norm, and the cache; extras is empty."""
+    return decoder.forward(params["text"], cfg.text, x, positions, cache, batch)
+
+
+def logits(params: Tree, cfg: LlavaConfig, hidden: Tensor) -> Tensor:
+    """hidden (rows, hidden) → (rows, vocab)."""
+    return decoder.logits(params["text"], hidden)

@@ -1,0 +1,88 @@
+"""Qwen2-VL: its vision tower and merger, joined to Qwen2 by M-RoPE positions.
+
+Source: huggingface/transformers: src/transformers/models/qwen2_vl/modeling_qwen2_vl.py; arXiv:2409.12191."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vlmfx.models import decoder, qwen2, qwen2_vit
+from vlmfx.models.layers import Batch, Cache
+from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.ops.merge import merge as merge_rows
+from vlmfx.ops.patches import normalize_patches
+from vlmfx.tree import Tree
+
+# Newer code saves other prefixes than the published checkpoints, whose names the specs use.
+KEY_PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen2VLConfig:
+    """The two halves and the ids that mark images and videos in a prompt."""
+
+    text: decoder.DecoderConfig
+    vision: qwen2_vit.Qwen2VitConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+
+
+def config(hf: dict[str, Any]) -> Qwen2VLConfig:
+    """The model of a config.json, flat as published or nested as newer code saves it."""
+    return Qwen2VLConfig(
+        text=qwen2.text_config(hf),
+        vision=qwen2_vit.vision_config(hf["vision_config"]),
+        image_token_id=hf.get("image_token_id", 151655),
+        video_token_id=hf.get("video_token_id", 151656),
+        vision_start_token_id=hf.get("vision_start_token_id", 151652),
+    )
+
+
+def param_specs(cfg: Qwen2VLConfig) -> Tree:
+    """The whole truth about weights."""
+    return {
+        "vision": qwen2_vit.param_specs(cfg.vision, "visual"),
+        "text": decoder.param_specs(cfg.text, "model", "lm_head"),
+    }
+
+
+def is_unused(cfg: Qwen2VLConfig, name: str) -> bool:
+    """True for checkpoint names that are right to be there and are not needed: a copy of tied embeddings, buffers."""
+    return (cfg.text.tie_word_embeddings and name == "lm_head.weight") or name.endswith("rotary_emb.inv_freq")
+
+
+def vision_hidden(params: Tree, cfg: Qwen2VLConfig, inputs: VisionInputs) -> Tensor:
+    """uint8 patches → the last block's output before the merger, (P, vision hidden)."""
+    patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, params["vision"]["patch"].dtype)
+    return qwen2_vit.tower(params["vision"], cfg.vision, patches, inputs.position_ids, inputs.seq_lens)
+
+
+def project(params: Tree, cfg: Qwen2VLConfig, x: Tensor) -> Tensor:
+    """Tower output → rows of the language model's width, one a 2 × 2 block."""
+    return qwen2_vit.merger(params["vision"], cfg.vision, x)
+
+
+def encode(params: Tree, cfg: Qwen2VLConfig, inputs: VisionInputs) -> Tensor:
+    """Images as uint8 patches → (F, hidden), image after image."""
+    return project(params, cfg, vision_hidden(params, cfg, inputs))
+
+
+def merge(params: Tree, cfg: Qwen2VLConfig, ids: Tensor, features: Tensor | None, feature_index: Tensor | None) -> Tensor:
+    """ids (tokens,) → embeddings (tokens, hidden) with feature rows where feature_index is 0 or more."""
+    return merge_rows(params["text"]["embed"], ids, features, feature_index)
+
+
+def forward(
+    params: Tree, cfg: Qwen2VLConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree
+) -> tuple[Tensor, Cache | None]:
+    """x (tokens, hidden), positions (3, tokens) → hidden states after the final norm, and the cache; extras is empty."""
+    return decoder.forward(params["text"], cfg.text, x, positions, cache, batch)
+
+
+def logits(params: Tree, cfg: Qwen2VLConfig, hidden: Tensor) -> Tensor:
+    """hidden (rows, hidden) → (rows, vocab)."""
+    return decoder.logits(params["text"], hidden)

@@ -1,0 +1,83 @@
+"""Attention over packed sequences, over images, and over a KV cache; and the write into that cache.
+
+A packed tensor holds the tokens of several sequences one after another, (tokens, heads, head_dim); `seq_lens` says where they end.
+Tokens after the last sequence are padding: they are neither read nor attended to, and their output is zero.
+The cache of a layer is K and V apart, each [num_blocks, num_kv_heads, block_size, head_dim]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Slots(NamedTuple):
+    """Where the tokens of a step go in the cache, resolved once for all layers: rows of k that are written, their block and offset."""
+
+    rows: Tensor | None  # None: every row
+    blocks: Tensor
+    offsets: Tensor
+
+
+def resolve_slots(slot_mapping: Tensor, block_size: int) -> Slots:
+    """slot_mapping (tokens,) int64, block·block_size + offset, or −1 for a token that is written nowhere."""
+    rows = None
+    if bool((slot_mapping < 0).any()):
+        rows = (slot_mapping >= 0).nonzero().squeeze(1)
+        slot_mapping = slot_mapping[rows]
+    return Slots(rows, slot_mapping // block_size, slot_mapping % block_size)
+
+
+def cache_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Slots) -> None:
+    """Write k and v (tokens, num_kv_heads, head_dim) into their slots, in place."""
+    if slots.rows is not None:
+        k, v = k[slots.rows], v[slots.rows]
+    at = (slots.blocks, slots.offsets)
+    k_cache.transpose(1, 2).index_put_(at, k)
+    v_cache.transpose(1, 2).index_put_(at, v)
+
+
+def prefill_attention(q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], scale: float) -> Tensor:
+    """Causal attention of each sequence to itself; q (tokens, heads, D), k and v (tokens, kv_heads, D) → q's shape."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = (t.repeat_interleave(groups, 1) for t in (k, v))
+    return _packed_attention(q, k, v, seq_lens, scale, is_causal=True)
+
+
+def vision_attention(q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], scale: float) -> Tensor:
+    """Bidirectional attention within each segment (an image, or a frame); q, k, v (tokens, heads, D) → q's shape."""
+    return _packed_attention(q, k, v, seq_lens, scale, is_causal=False)
+
+
+def paged_decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, max_context_len: int, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention of one new token a sequence to its cached context; q (num_seqs, heads, D) → q's shape.
+
+    Sequence i owns block i, its context the first slots of it. mask (num_seqs, 1, 1, max_context_len) is False beyond a
+    sequence's context, None when all contexts are max_context_len long. The heads that share a KV head are the rows of one query
+    tile, so grouped KV heads are not repeated."""
+    num_seqs, num_heads, head_dim = q.shape
+    num_kv_heads = k_cache.shape[1]
+    k, v = (cache[:num_seqs, :, :max_context_len] for cache in (k_cache, v_cache))
+    tile = q.view(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    return F.scaled_dot_product_attention(tile, k, v, attn_mask=mask, scale=scale).reshape(q.shape)
+
+
+def _packed_attention(q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], scale: float, *, is_causal: bool) -> Tensor:
+    """Runs of sequences of equal length share one call: a batch of same-sized images, or a training batch, is a single one."""
+    outputs, start, i = [], 0, 0
+    while i < len(seq_lens):
+        length, j = seq_lens[i], i
+        while j < len(seq_lens) and seq_lens[j] == length:
+            j += 1
+        end = start + length * (j - i)
+        batch = (t[start:end].unflatten(0, (j - i, length)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(*batch, is_causal=is_causal, scale=scale)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+        start, i = end, j
+    if start < len(q):
+        outputs.append(torch.zeros_like(q[start:]))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -1,0 +1,36 @@
+"""Rotary position embedding of the half-split kind, from angle tables to rotated heads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class RotaryTable(NamedTuple):
+    """cos and sin of one step, both (tokens, 1, head_dim); the first half of sin carries rotate_half's minus sign."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotary_table(angles: Tensor, dtype: torch.dtype) -> RotaryTable:
+    """The table of angles (tokens, head_dim/2), which must be float32: bfloat16 rounds position 257 to 256."""
+    cos, sin = angles.cos(), angles.sin()
+    return RotaryTable(
+        torch.cat((cos, cos), -1)[:, None].to(dtype),
+        torch.cat((-sin, sin), -1)[:, None].to(dtype),
+    )
+
+
+def rotary(x: Tensor, table: RotaryTable) -> Tensor:
+    """x (tokens, heads, head_dim) with dimension i turned against i + head_dim/2 by the token's angle.
+
+    x·cos + rotate_half(x)·sin, where rotate_half([a, b]) = [-b, a] is a roll by half once sin carries the sign."""
+    return torch.addcmul(x * table.cos, x.roll(x.shape[-1] // 2, -1), table.sin)
+
+
+def inverse_frequencies(dim: int, theta: float, device: torch.device) -> Tensor:
+    """theta^(-2i/dim) for i < dim/2, float32: the angle a position adds to each pair."""
+    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)

@@ -1,0 +1,42 @@
+"""Ready embeddings, as a user hands them over, to checked rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmfx.errors import InvalidRequest
+
+FIELD = "multi_modal_data.image"
+
+
+def rows_of(value: Any, hidden_size: int) -> Tensor:
+    """A tensor or array (rows, hidden) or (n, rows, hidden), or a list of them → (all rows, hidden).
+
+    Raises InvalidRequest for another width or rank, for values that are not finite, and for what is not a tensor."""
+    parts = [_as_tensor(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
+    for part in parts:
+        if part.ndim not in (2, 3) or part.shape[-1] != hidden_size:
+            raise InvalidRequest(
+                FIELD,
+                f"embeddings have shape {tuple(part.shape)}, expected (rows, {hidden_size}) or (images, rows, {hidden_size}); "
+                "pass features that are projected to the language model's width.",
+                found=tuple(part.shape),
+                expected=hidden_size,
+            )
+        if not bool(torch.isfinite(part).all()):
+            raise InvalidRequest(FIELD, "embeddings hold values that are not finite; check what made them.")
+    return torch.cat([part.reshape(-1, hidden_size) for part in parts])
+
+
+def _as_tensor(value: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        tensor = None
+    if tensor is None or not tensor.is_floating_point():
+        kind = type(value).__name__ if tensor is None else f"a tensor of {tensor.dtype}"
+        raise InvalidRequest(FIELD, f"embeddings are {kind}; pass a floating-point tensor.", found=kind, expected="tensor")
+    return tensor

@@ -1,0 +1,77 @@
+"""What one request becomes before the engine sees it, and how placeholders in its ids grow to the rows of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmfx.errors import InvalidRequest
+from vlmfx.models.vision_inputs import VisionInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLayout:
+    """How one image lies in the prompt: rows of features, and its (time, height, width) grid of rows for the position ids."""
+
+    num_rows: int
+    grid: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """One request, ready for the model.
+
+    token_ids: the prompt with placeholders expanded. positions: (L,) or (3, L) int64; next_position is that of the first new token.
+    feature_index: (L,) int64, the row of this request's features that replaces a placeholder, −1 for text. Features come from
+    `vision` (to be encoded) or from `embeds` (rows, hidden), or there are none."""
+
+    prompt: str | None
+    token_ids: list[int]
+    positions: Tensor
+    next_position: int
+    feature_index: Tensor
+    vision: VisionInputs | None = None
+    embeds: Tensor | None = None
+
+
+def expand_placeholders(ids: Sequence[int], token_id: int, layouts: Sequence[ImageLayout]) -> list[int]:
+    """ids with the i-th placeholder token repeated layouts[i].num_rows times; ids that are expanded already pass as they are.
+
+    Raises InvalidRequest when placeholders and images differ in number."""
+    count, rows = ids.count(token_id), sum(layout.num_rows for layout in layouts)
+    if count == rows and _runs(ids, token_id) == [layout.num_rows for layout in layouts]:
+        return list(ids)
+    if count != len(layouts):
+        raise InvalidRequest(
+            "prompt",
+            f"it has {count} image placeholder{'s' * (count != 1)} but {len(layouts)} image{'s were' if len(layouts) != 1 else ' was'} given; "
+            + ("add an image or remove a placeholder." if count > len(layouts) else "add a placeholder or remove an image."),
+            found=count,
+            expected=len(layouts),
+        )
+    out: list[int] = []
+    remaining = iter(layouts)
+    for token in ids:
+        out.extend([token] * next(remaining).num_rows if token == token_id else [token])
+    return out
+
+
+def _runs(ids: Sequence[int], token_id: int) -> list[int]:
+    """Lengths of the runs of token_id."""
+    runs, length = [], 0
+    for token in [*ids, None]:
+        if token == token_id:
+            length += 1
+        elif length:
+            runs.append(length)
+            length = 0
+    return runs
+
+
+def index_features(ids: Sequence[int], token_id: int) -> Tensor:
+    """(L,) int64: 0, 1, 2, ... on the placeholder tokens in order, −1 elsewhere."""
+    is_image = torch.tensor(ids, dtype=torch.int64) == token_id
+    return torch.where(is_image, is_image.cumsum(0) - 1, -1)

@@ -1,0 +1,112 @@
+"""LLaVA's images and positions: resize the shortest edge, crop the centre, one run of placeholders an image.
+
+Source: huggingface/transformers: models/llava/processing_llava.py, models/clip/image_processing_clip.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmfx.errors import CheckpointError, InvalidRequest
+from vlmfx.models.llava import LlavaConfig
+from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.ops.patches import pack_patches
+from vlmfx.processing.embeds import rows_of
+from vlmfx.processing.inputs import ImageLayout
+from vlmfx.processing.resize import resize
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PLACEHOLDER = "<image>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaProcessing:
+    """image_size: the side of the square the tower sees; num_rows: features an image fills; hidden_size: their width."""
+
+    image_size: int
+    patch_size: int
+    num_rows: int
+    hidden_size: int
+    image_token_id: int
+    resample: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def config(preprocessor: dict[str, Any], model: LlavaConfig) -> LlavaProcessing:
+    """The processing of a preprocessor_config.json. Raises CheckpointError when its crop is not the tower's image size."""
+    crop = preprocessor.get("crop_size", model.vision.image_size)
+    crop = crop["height"] if isinstance(crop, dict) else crop
+    if crop != model.vision.image_size:
+        raise CheckpointError(
+            f"preprocessor_config.json: crop_size is {crop} but config.json has image_size {model.vision.image_size}; make them equal."
+        )
+    return LlavaProcessing(
+        image_size=crop,
+        patch_size=model.vision.patch_size,
+        num_rows=model.features_per_image,
+        hidden_size=model.text.hidden_size,
+        image_token_id=model.image_token_id,
+        resample=preprocessor.get("resample", Image.Resampling.BICUBIC),
+        mean=tuple(preprocessor.get("image_mean", CLIP_MEAN)),
+        std=tuple(preprocessor.get("image_std", CLIP_STD)),
+    )
+
+
+def layout(cfg: LlavaProcessing, size: tuple[int, int]) -> ImageLayout:
+    """The layout of an image of (height, width): the same for every size."""
+    return ImageLayout(num_rows=cfg.num_rows, grid=(1, 1, cfg.num_rows))
+
+
+def crop_image(cfg: LlavaProcessing, image: Image.Image) -> Tensor:
+    """RGB image → (S, S, 3) uint8: the shortest edge resized to S, the centre cut out."""
+    s, (width, height) = cfg.image_size, image.size
+    short, long = min(width, height), max(width, height)
+    longer = int(s * long / short)
+    if longer > 64 * s:
+        raise InvalidRequest(
+            "multi_modal_data.image",
+            f"its sides are {width} x {height}, a ratio over 64; crop it to the part you ask about.",
+            found=long / short,
+            expected=64,
+        )
+    pixels = resize(image, *((s, longer) if width > height else (longer, s)), cfg.resample)
+    top, left = (pixels.shape[0] - s) // 2, (pixels.shape[1] - s) // 2
+    return pixels[top : top + s, left : left + s]
+
+
+def vision_inputs(cfg: LlavaProcessing, images: Sequence[Image.Image]) -> VisionInputs:
+    """RGB images → packed patches, one segment an image."""
+    frames = torch.stack([crop_image(cfg, image) for image in images])[:, None]
+    patches = pack_patches(frames, cfg.patch_size)
+    return VisionInputs(
+        patches=patches,
+        position_ids=torch.empty(len(patches), 0, dtype=torch.int64),
+        seq_lens=(len(patches) // len(images),) * len(images),
+        mean=cfg.mean,
+        std=cfg.std,
+    )
+
+
+def embed_inputs(cfg: LlavaProcessing, value: Any) -> tuple[Tensor, list[ImageLayout]]:
+    """Ready embeddings (n·num_rows, hidden) or (n, num_rows, hidden) → rows and layouts."""
+    rows = rows_of(value, cfg.hidden_size)
+    if len(rows) % cfg.num_rows or not len(rows):
+        raise InvalidRequest(
+            "multi_modal_data.image",
+            f"embeddings have {len(rows)} rows but an image fills {cfg.num_rows}; pass all rows of each image.",
+            found=len(rows),
+            expected=cfg.num_rows,
+        )
+    return rows, [layout(cfg, (0, 0))] * (len(rows) // cfg.num_rows)
+
+
+def positions(cfg: LlavaProcessing, ids: Sequence[int], layouts: Sequence[ImageLayout]) -> tuple[Tensor, int]:
+    """Positions 0..L−1 (L,), and the position of the next token."""
+    return torch.arange(len(ids)), len(ids)

@@ -1,0 +1,149 @@
+"""From one prompt, in any of the forms a user may write it, to ModelInputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vlmfx.errors import InvalidRequest
+from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.processing.chat import messages_for_template, render_chat, template_takes_parts
+from vlmfx.processing.images import load_image
+from vlmfx.processing.inputs import ImageLayout, ModelInputs, expand_placeholders, index_features
+from vlmfx.processing.tokenizer import Tokenizer
+
+IMAGE_FIELD = "multi_modal_data.image"
+PROMPT_KEYS = {"prompt", "prompt_token_ids", "messages", "multi_modal_data", "mm_processor_kwargs"}
+REQUEST_SETTINGS = ("min_pixels", "max_pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """What turns prompts into ModelInputs: a family's functions with their config, the tokenizer, the chat template (or None).
+
+    vocab_size is the model's, padded rows included; max_model_len counts prompt and answer together."""
+
+    functions: ModuleType
+    config: Any
+    tokenizer: Tokenizer
+    chat_template: str | None
+    vocab_size: int
+    max_model_len: int
+
+
+def prepare(processor: Processor, prompt: Any) -> ModelInputs:
+    """"text" | {"prompt" | "prompt_token_ids" | "messages", "multi_modal_data", "mm_processor_kwargs"} → ModelInputs.
+
+    Raises InvalidRequest for anything about the prompt that cannot work, before any compute."""
+    request = {"prompt": prompt} if isinstance(prompt, str) else prompt
+    _check_keys(request)
+    functions, cfg = processor.functions, _request_config(processor, request.get("mm_processor_kwargs") or {})
+    text, media = request.get("prompt"), request.get("multi_modal_data") or {}
+    if "messages" in request:
+        text, images = chat_prompt(processor, request["messages"])
+    else:
+        unknown = set(media) - {"image"}
+        if unknown:
+            raise InvalidRequest("multi_modal_data", f'it has {sorted(unknown)}; pass "image" only.', found=sorted(unknown))
+        images = media.get("image")
+    ids = list(request["prompt_token_ids"]) if "prompt_token_ids" in request else encode_text(processor, str(text))
+    _check_ids(processor, ids)
+    vision, embeds, layouts = _images(functions, cfg, images)
+    expanded = expand_placeholders(ids, cfg.image_token_id, layouts)
+    if not 0 < len(expanded) < processor.max_model_len:
+        raise InvalidRequest(
+            "prompt",
+            f"it is {len(expanded)} tokens long, expected 1 to {processor.max_model_len - 1} (max_model_len − 1); "
+            + ("shorten it or use fewer or smaller images." if expanded else "write something."),
+            found=len(expanded),
+            expected=processor.max_model_len - 1,
+        )
+    positions, next_position = functions.positions(cfg, expanded, layouts)
+    return ModelInputs(
+        prompt=text,
+        token_ids=expanded,
+        positions=positions,
+        next_position=next_position,
+        feature_index=index_features(expanded, cfg.image_token_id),
+        vision=vision() if vision is not None else None,
+        embeds=embeds,
+    )
+
+
+def chat_prompt(processor: Processor, messages: Sequence[dict[str, Any]]) -> tuple[str, list[Any]]:
+    """The rendered chat prompt with one placeholder an image, and the images in order."""
+    if processor.chat_template is None:
+        raise InvalidRequest("chat_template", "the checkpoint has none; pass chat_template=… with a Jinja text or a file's path.")
+    takes_parts = template_takes_parts(processor.chat_template)
+    rendered, images = messages_for_template(messages, takes_parts, processor.functions.PLACEHOLDER)
+    return render_chat(processor.chat_template, rendered, special_tokens=processor.tokenizer.special_tokens), images
+
+
+def encode_text(processor: Processor, text: str) -> list[int]:
+    """Token ids; a text that begins with the bos token already, as some chat templates write it, does not get a second one."""
+    tokenizer = processor.tokenizer
+    has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    return tokenizer.encode(text, add_special_tokens=not has_bos)
+
+
+def _check_keys(request: Any) -> None:
+    if not isinstance(request, dict):
+        raise InvalidRequest("prompt", f"it is a {type(request).__name__}; pass a string or a dict.", found=type(request).__name__)
+    unknown = set(request) - PROMPT_KEYS
+    if unknown:
+        raise InvalidRequest("prompt", f"unknown keys {sorted(unknown)}; use {sorted(PROMPT_KEYS)}.", found=sorted(unknown))
+    sources = [key for key in ("prompt", "prompt_token_ids", "messages") if request.get(key) is not None]
+    if len(sources) != 1:
+        raise InvalidRequest(
+            "prompt", f'it has {sources or "none"} of "prompt", "prompt_token_ids" and "messages"; give exactly one.', found=sources
+        )
+    if sources == ["prompt"] and not isinstance(request["prompt"], str):
+        raise InvalidRequest("prompt", f"it is a {type(request['prompt']).__name__}; pass a string.")
+    if "messages" in request and request.get("multi_modal_data"):
+        raise InvalidRequest("multi_modal_data", "it stands beside messages; put the images into the messages as parts.")
+
+
+def _check_ids(processor: Processor, ids: Sequence[Any]) -> None:
+    vocab_size = processor.vocab_size
+    bad = next((i for i in ids if not isinstance(i, (int, np.integer)) or isinstance(i, bool) or not 0 <= i < vocab_size), None)
+    if bad is not None:
+        raise InvalidRequest("prompt_token_ids", f"it holds {bad!r}; use integers from 0 to {vocab_size - 1}.", found=bad)
+
+
+def _request_config(processor: Processor, settings: dict[str, Any]) -> Any:
+    """The family's config with a request's mm_processor_kwargs."""
+    known = {f.name for f in fields(processor.config)} & set(REQUEST_SETTINGS)
+    for key, value in settings.items():
+        if key not in known:
+            raise InvalidRequest("mm_processor_kwargs", f'it has "{key}"; this model knows {sorted(known) or "none"}.', found=key)
+        if not isinstance(value, int) or value < 1:
+            raise InvalidRequest(f"mm_processor_kwargs.{key}", f"it is {value!r}; use a positive number of pixels.", found=value)
+    return replace(processor.config, **settings) if settings else processor.config
+
+
+def _images(functions: ModuleType, cfg: Any, value: Any) -> tuple[Any, Tensor | None, list[ImageLayout]]:
+    """(a function that makes the VisionInputs, or None), ready embeddings or None, layouts; pixels are resized only once all is checked."""
+    if value is None or (isinstance(value, (list, tuple)) and not value):
+        return None, None, []
+    if _is_embeds(value):
+        rows, layouts = functions.embed_inputs(cfg, value)
+        return None, rows, layouts
+    images = [load_image(item, field=IMAGE_FIELD) for item in (value if isinstance(value, (list, tuple)) else [value])]
+    layouts = [functions.layout(cfg, (image.height, image.width)) for image in images]
+
+    def vision() -> VisionInputs:
+        return functions.vision_inputs(cfg, images)
+
+    return vision, None, layouts
+
+
+def _is_embeds(value: Any) -> bool:
+    """Tensors and dicts are embeddings, and so is a list of tensors; PIL images, paths, bytes and uint8 arrays are images."""
+    first = value[0] if isinstance(value, (list, tuple)) else value
+    return isinstance(first, (Tensor, dict)) and not isinstance(first, Image.Image)

@@ -1,0 +1,165 @@
+"""Qwen2-VL's images and positions: any resolution, patches in 2 × 2 blocks, three position rows.
+
+Source: huggingface/transformers: models/qwen2_vl/{image_processing,modeling}_qwen2_vl.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmfx.errors import InvalidRequest
+from vlmfx.models.qwen2_vl import Qwen2VLConfig
+from vlmfx.models.vision_inputs import VisionInputs, concat
+from vlmfx.ops.patches import pack_patches
+from vlmfx.processing.embeds import rows_of
+from vlmfx.processing.inputs import ImageLayout
+from vlmfx.processing.llava import CLIP_MEAN, CLIP_STD
+from vlmfx.processing.resize import resize
+
+PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
+MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen2VLProcessing:
+    """min_pixels and max_pixels bound the area an image is resized to; a request may set both in mm_processor_kwargs."""
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+    hidden_size: int
+    image_token_id: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: int = Image.Resampling.BICUBIC
+
+
+def config(preprocessor: dict[str, Any], model: Qwen2VLConfig) -> Qwen2VLProcessing:
+    """The processing of a preprocessor_config.json; newer files keep the two areas in `size`."""
+    size = preprocessor.get("size") or {}
+    return Qwen2VLProcessing(
+        patch_size=model.vision.patch_size,
+        temporal_patch_size=model.vision.temporal_patch_size,
+        merge_size=model.vision.merge_size,
+        min_pixels=preprocessor.get("min_pixels") or size.get("shortest_edge") or 56 * 56,
+        max_pixels=preprocessor.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280,
+        hidden_size=model.text.hidden_size,
+        image_token_id=model.image_token_id,
+        mean=tuple(preprocessor.get("image_mean", CLIP_MEAN)),
+        std=tuple(preprocessor.get("image_std", CLIP_STD)),
+        resample=preprocessor.get("resample", Image.Resampling.BICUBIC),
+    )
+
+
+def smart_resize(cfg: Qwen2VLProcessing, height: int, width: int) -> tuple[int, int]:
+    """(height, width) with sides that are multiples of a merged patch and an area within the limits, the ratio about kept.
+
+    Raises InvalidRequest for an aspect ratio over 200."""
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise InvalidRequest(
+            "multi_modal_data.image",
+            f"its sides are {width} x {height}, a ratio over {MAX_ASPECT_RATIO}; crop it to the part you ask about.",
+            found=max(height, width) / min(height, width),
+            expected=MAX_ASPECT_RATIO,
+        )
+    factor = cfg.patch_size * cfg.merge_size
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > cfg.max_pixels:
+        beta = math.sqrt(height * width / cfg.max_pixels)
+        new_height = max(factor, math.floor(height / beta / factor) * factor)
+        new_width = max(factor, math.floor(width / beta / factor) * factor)
+    elif new_height * new_width < cfg.min_pixels:
+        beta = math.sqrt(cfg.min_pixels / (height * width))
+        new_height, new_width = math.ceil(height * beta / factor) * factor, math.ceil(width * beta / factor) * factor
+    return new_height, new_width
+
+
+def layout(cfg: Qwen2VLProcessing, size: tuple[int, int]) -> ImageLayout:
+    """The layout of an image of (height, width), from its size alone."""
+    height, width = (side // cfg.patch_size for side in smart_resize(cfg, *size))
+    return layout_of_grid(cfg, (1, height, width))
+
+
+def layout_of_grid(cfg: Qwen2VLProcessing, grid_thw: tuple[int, int, int]) -> ImageLayout:
+    """The layout of a grid of patches (time, height, width)."""
+    t, height, width = grid_thw
+    merged = (t, height // cfg.merge_size, width // cfg.merge_size)
+    return ImageLayout(num_rows=math.prod(merged), grid=merged)
+
+
+def vision_inputs(cfg: Qwen2VLProcessing, images: Sequence[Image.Image]) -> VisionInputs:
+    """RGB images → packed patches, one segment an image; a still image fills its temporal patch with copies."""
+    return concat([_image_inputs(cfg, image) for image in images])
+
+
+def _image_inputs(cfg: Qwen2VLProcessing, image: Image.Image) -> VisionInputs:
+    pixels = resize(image, *smart_resize(cfg, image.height, image.width), cfg.resample)
+    frames = pixels.expand(1, cfg.temporal_patch_size, *pixels.shape)
+    patches = pack_patches(frames, cfg.patch_size, cfg.merge_size)
+    ids = patch_positions(pixels.shape[0] // cfg.patch_size, pixels.shape[1] // cfg.patch_size, cfg.merge_size)
+    return VisionInputs(patches=patches, position_ids=ids, seq_lens=(len(patches),), mean=cfg.mean, std=cfg.std)
+
+
+def patch_positions(height: int, width: int, merge_size: int) -> Tensor:
+    """(height·width, 2) int64 row and column of each patch, in merge-block order."""
+    rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    grid = torch.stack((rows, cols), -1)
+    return pack_patches(grid[None, None], 1, merge_size)
+
+
+def embed_inputs(cfg: Qwen2VLProcessing, value: Any) -> tuple[Tensor, list[ImageLayout]]:
+    """{"image_embeds": rows, "image_grid_thw": (n, 3)} → rows and layouts; the grid gives both their number and their positions."""
+    if not isinstance(value, dict) or "image_grid_thw" not in value or "image_embeds" not in value:
+        raise InvalidRequest(
+            "multi_modal_data.image",
+            'embeddings came without their grid; pass {"image_embeds": rows, "image_grid_thw": grid}.',
+        )
+    rows = rows_of(value["image_embeds"], cfg.hidden_size)
+    grids = torch.as_tensor(value["image_grid_thw"]).reshape(-1, 3).tolist()
+    for grid in grids:
+        if min(grid) < 1 or grid[1] % cfg.merge_size or grid[2] % cfg.merge_size:
+            raise InvalidRequest(
+                "multi_modal_data.image.image_grid_thw",
+                f"it holds {grid}, expected time ≥ 1 and positive multiples of {cfg.merge_size} for height and width; count patches before merging.",
+                found=grid,
+            )
+    layouts = [layout_of_grid(cfg, (t, h, w)) for t, h, w in grids]
+    expected = sum(item.num_rows for item in layouts)
+    if expected != len(rows):
+        raise InvalidRequest(
+            "multi_modal_data.image.image_embeds",
+            f"it has {len(rows)} rows but image_grid_thw {grids} asks for {expected}; pass the grid of these images.",
+            found=len(rows),
+            expected=expected,
+        )
+    return rows, layouts
+
+
+def positions(cfg: Qwen2VLProcessing, ids: Sequence[int], layouts: Sequence[ImageLayout]) -> tuple[Tensor, int]:
+    """M-RoPE positions (3, L) of expanded ids, and the position of the next token.
+
+    Text counts up equally on all three rows. An image that starts at s has time s + frame, height s + row, width s + column; what
+    follows starts one after the largest position so far."""
+    parts: list[Tensor] = []
+    at, start, remaining = 0, 0, iter(layouts)
+    while at < len(ids):
+        if ids[at] == cfg.image_token_id:
+            item = next(remaining)
+            grid = torch.meshgrid(*(torch.arange(n) for n in item.grid), indexing="ij")
+            parts.append(torch.stack([axis.flatten() for axis in grid]) + start)
+            at, start = at + item.num_rows, start + max(item.grid)
+        else:
+            end = at
+            while end < len(ids) and ids[end] != cfg.image_token_id:
+                end += 1
+            parts.append(torch.arange(start, start + end - at).expand(3, -1))
+            at, start = end, start + end - at
+    return torch.cat(parts, 1), start
