@@ -1,0 +1,63 @@
+"""vlmfx: vision-language models as pure functions, for CUDA GPUs, Cambricon MLU370 and plain CPUs.
+
+    import vlmfx
+    outs = vlmfx.generate("scenes", {"messages": [...]})
+    print(outs[0].outputs[0].text)
+
+Names below are imported on first use, so that `import vlmfx` costs milliseconds and no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmfx.checkpoint import Model, load
+    from vlmfx.engine.request import CompletionOutput, Logprob, RequestOutput, SamplingParams
+    from vlmfx.errors import BatchError, CheckpointError, InvalidRequest, UnsupportedModel, VlmfxError
+    from vlmfx.llm import LLM, generate
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LLM": "vlmfx.llm",
+    "generate": "vlmfx.llm",
+    "Model": "vlmfx.checkpoint",
+    "load": "vlmfx.checkpoint",
+    "SamplingParams": "vlmfx.engine.request",
+    "RequestOutput": "vlmfx.engine.request",
+    "CompletionOutput": "vlmfx.engine.request",
+    "Logprob": "vlmfx.engine.request",
+    "VlmfxError": "vlmfx.errors",
+    "InvalidRequest": "vlmfx.errors",
+    "BatchError": "vlmfx.errors",
+    "CheckpointError": "vlmfx.errors",
+    "UnsupportedModel": "vlmfx.errors",
+}
+
+__all__ = [
+    "LLM",
+    "BatchError",
+    "CheckpointError",
+    "CompletionOutput",
+    "InvalidRequest",
+    "Logprob",
+    "Model",
+    "RequestOutput",
+    "SamplingParams",
+    "UnsupportedModel",
+    "VlmfxError",
+    "__version__",
+    "generate",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vlmfx' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

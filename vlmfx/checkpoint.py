@@ -96,7 +96,10 @@ def load_processor(
     context = config.text.max_position_embeddings
     if max_model_len is not None and not 1 < max_model_len <= context:
         raise InvalidRequest(
-            "max_model_len", f"it is {max_model_len}, expected 2 to {context}, the model's context.", found=max_model_len, expected=context
+            "max_model_len",
+            f"it is {max_model_len}, expected 2 to {context}, the model's context.",
+            found=max_model_len,
+            expected=context,
         )
     preprocessor = read_json(folder, "preprocessor_config.json", default={})
     return Processor(
@@ -191,12 +194,20 @@ def _weight_files(folder: Path) -> list[Path]:
         paths = [folder / name for name in names]
         escaped = [name for name in names if Path(name).name != name]
         if escaped:
-            raise CheckpointError(f"{index}: weight_map names {escaped}, which lie outside the folder; use plain file names.")
+            raise CheckpointError(
+                f"{index}: weight_map names {escaped}, which lie outside the folder; use plain file names."
+            )
     else:
-        paths = [folder / "model.safetensors"] if (folder / "model.safetensors").exists() else sorted(folder.glob("*.safetensors"))
+        paths = (
+            [folder / "model.safetensors"]
+            if (folder / "model.safetensors").exists()
+            else sorted(folder.glob("*.safetensors"))
+        )
     missing = [path.name for path in paths if not path.exists()]
     if missing:
-        raise CheckpointError(f"{folder}: {', '.join(missing)} is named in {index.name} but not there; download it again.")
+        raise CheckpointError(
+            f"{folder}: {', '.join(missing)} is named in {index.name} but not there; download it again."
+        )
     if not paths:
         bins = any(folder.glob("*.bin"))
         raise CheckpointError(

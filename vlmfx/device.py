@@ -20,7 +20,9 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mlu" if _has_mlu() else "cpu")
     kind = device.split(":")[0]
     if kind not in ("cpu", "cuda", "mlu"):
-        raise DeviceError(f'device is "{device}" but must be one of "auto", "cpu", "cuda", "cuda:N", "mlu"; choose one of these.')
+        raise DeviceError(
+            f'device is "{device}" but must be one of "auto", "cpu", "cuda", "cuda:N", "mlu"; choose one of these.'
+        )
     if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mlu" and not _has_mlu()):
         raise DeviceError(f'device "{device}" is not present on this machine; use device="cpu" or leave it out.')
     return torch.device(device)

@@ -2,6 +2,7 @@
 
 VlmfxError
 ├── InvalidRequest      a prompt, image or parameter of one request; carries field, found, expected
+├── BatchError          some requests of a batch failed; carries the outputs of all
 ├── CheckpointError     a folder or hub id that cannot be loaded
 │   └── UnsupportedModel    its architecture is not one of ours
 ├── ShapeError          an op or model function was called with tensors that do not fit
@@ -21,7 +22,7 @@ class InvalidRequest(VlmfxError):
     """One request cannot be served as written; others of the same batch are not affected.
 
     field names the argument ("multi_modal_data.image", "temperature"); found and expected say what it held and what
-    fits. `RequestErrors` gathers several of these when a caller asked for on_error="raise".
+    fits.
     """
 
     def __init__(self, field: str, message: str, *, found: Any = None, expected: Any = None) -> None:
@@ -45,3 +46,11 @@ class ShapeError(VlmfxError):
 
 class DeviceError(VlmfxError):
     """A device that is not known or not present on this machine."""
+
+
+class BatchError(VlmfxError):
+    """Some requests of a batch failed, raised with on_error="raise" once the others are done; outputs holds every result."""
+
+    def __init__(self, message: str, outputs: list[Any]) -> None:
+        super().__init__(message)
+        self.outputs = outputs

@@ -33,7 +33,9 @@ def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], *, ini
     return ParamSpec(shape=shape, axes=axes, sources=((name, shape),), init=init)
 
 
-def fused(names: list[str], rows: list[int], rest: tuple[int, ...], axes: tuple[str | None, ...], *, init: str = "normal") -> ParamSpec:
+def fused(
+    names: list[str], rows: list[int], rest: tuple[int, ...], axes: tuple[str | None, ...], *, init: str = "normal"
+) -> ParamSpec:
     """The spec of several stored matrices, rows[i] × rest each, used as one."""
     sources = tuple((name, (n, *rest)) for name, n in zip(names, rows, strict=True))
     return ParamSpec(shape=(sum(rows), *rest), axes=axes, sources=sources, init=init)
@@ -67,7 +69,14 @@ def save(specs: Tree, params: Tree) -> dict[str, Tensor]:
     return out
 
 
-def init(specs: Tree, *, seed: int = 0, std: float = 0.02, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tree:
+def init(
+    specs: Tree,
+    *,
+    seed: int = 0,
+    std: float = 0.02,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tree:
     """A random parameter tree: normal(0, std) matrices, unit norms, zero biases."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
 
@@ -84,7 +93,13 @@ def abstract(specs: Tree, *, dtype: torch.dtype = torch.float32) -> Tree:
     return tree_map(lambda s: torch.empty(s.shape, dtype=dtype, device="meta"), specs)
 
 
-def check(specs: Tree, shapes: Mapping[str, tuple[int, ...]], *, where: str, ignored: Callable[[str], bool] = lambda name: False) -> None:
+def check(
+    specs: Tree,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    where: str,
+    ignored: Callable[[str], bool] = lambda name: False,
+) -> None:
     """Raise one CheckpointError that names every missing, unexpected or wrongly shaped key; shapes is name → stored shape."""
     wanted = {name: shape for s in leaves(specs) for name, shape in s.sources}
     problems = [f"{name} is missing" for name in wanted if name not in shapes]

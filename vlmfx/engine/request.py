@@ -1,4 +1,4 @@
-"""What a request asks for and what it gets back: SamplingParams, RequestOutput and their parts, named as vLLM names them.
+"""What a request asks for and what it gets back: SamplingParams, RequestOutput and their parts, under vLLM's names.
 
 Plain Python, no torch: the server and the command line validate a request before any model is loaded.
 Source of names, defaults and ranges: vllm-project/vllm: vllm/sampling_params.py, vllm/outputs.py, vllm/logprobs.py.
@@ -167,13 +167,10 @@ def _number(field: str, value: object, low: float, high: float, remedy: str, *, 
 
 
 def _integer(field: str, value: object, low: int, high: int | None, remedy: str) -> int:
-    if (
-        isinstance(value, numbers.Integral)
-        and not isinstance(value, bool)
-        and low <= value
-        and (high is None or value <= high)
-    ):
-        return int(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        integer = int(value)
+        if low <= integer and (high is None or integer <= high):
+            return integer
     span = f"of at least {low}" if high is None else f"from {low} to {high}"
     _refuse(field, value, f"an integer {span}", remedy)
 

@@ -91,14 +91,18 @@ def forward(
     return rms_norm(x, params["norm"], cfg.rms_norm_eps), cache
 
 
-def _layer(p: Tree, cfg: DecoderConfig, x: Tensor, table: RotaryTable, kv: tuple[Tensor, Tensor] | None, batch: Batch) -> Tensor:
+def _layer(
+    p: Tree, cfg: DecoderConfig, x: Tensor, table: RotaryTable, kv: tuple[Tensor, Tensor] | None, batch: Batch
+) -> Tensor:
     h = rms_norm(x, p["input_norm"], cfg.rms_norm_eps)
     x = add_linear(x, _attention(p, cfg, h, table, kv, batch), p["out"])
     h = rms_norm(x, p["post_norm"], cfg.rms_norm_eps)
     return add_linear(x, gated_activation(F.linear(h, p["gate_up"])), p["down"])
 
 
-def _attention(p: Tree, cfg: DecoderConfig, h: Tensor, table: RotaryTable, kv: tuple[Tensor, Tensor] | None, batch: Batch) -> Tensor:
+def _attention(
+    p: Tree, cfg: DecoderConfig, h: Tensor, table: RotaryTable, kv: tuple[Tensor, Tensor] | None, batch: Batch
+) -> Tensor:
     """(tokens, num_heads·head_dim) before the output projection."""
     heads, kv_heads, scale = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim**-0.5
     qkv = F.linear(h, p["qkv"], p.get("qkv_bias")).view(-1, heads + 2 * kv_heads, cfg.head_dim)

@@ -13,7 +13,9 @@ def text_config(hf: dict[str, Any]) -> DecoderConfig:
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise CheckpointError(f'config.json: rope_scaling type is "{kind}" but Llama here has only "default"; use another checkpoint.')
+        raise CheckpointError(
+            f'config.json: rope_scaling type is "{kind}" but Llama here has only "default"; use another checkpoint.'
+        )
     num_heads = hf.get("num_attention_heads", 32)
     hidden_size = hf.get("hidden_size", 4096)
     return DecoderConfig(

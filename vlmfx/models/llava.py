@@ -50,7 +50,9 @@ def config(hf: dict[str, Any]) -> LlavaConfig:
     """The model of a config.json. Raises CheckpointError for a feature layer the tower does not have."""
     vision = clip.vision_config(hf["vision_config"])
     layers = hf.get("vision_feature_layer", -2)
-    counted = tuple(i if i >= 0 else vision.num_layers + 1 + i for i in (layers if isinstance(layers, list) else [layers]))
+    counted = tuple(
+        i if i >= 0 else vision.num_layers + 1 + i for i in (layers if isinstance(layers, list) else [layers])
+    )
     if any(not 0 <= i <= vision.num_layers for i in counted):
         raise CheckpointError(
             f"config.json: vision_feature_layer is {layers} but the tower has {vision.num_layers} layers; restore the published config.json."

@@ -14,9 +14,13 @@ def text_config(hf: dict[str, Any]) -> DecoderConfig:
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise CheckpointError(f'config.json: rope_scaling type is "{kind}" but must be "mrope" or "default"; use another checkpoint.')
+        raise CheckpointError(
+            f'config.json: rope_scaling type is "{kind}" but must be "mrope" or "default"; use another checkpoint.'
+        )
     if hf.get("use_sliding_window"):
-        raise CheckpointError("config.json: use_sliding_window is true but only full attention is implemented; set it to false.")
+        raise CheckpointError(
+            "config.json: use_sliding_window is true but only full attention is implemented; set it to false."
+        )
     head_dim = hf["hidden_size"] // hf["num_attention_heads"]
     section = tuple(rope.get("mrope_section", ()))
     if section and sum(section) != head_dim // 2:

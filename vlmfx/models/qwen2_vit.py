@@ -73,7 +73,13 @@ def param_specs(cfg: Qwen2VitConfig, at: str) -> Tree:
 
 def _block_specs(cfg: Qwen2VitConfig, at: str) -> Tree:
     c = cfg.hidden_size
-    names = {"norm1": f"{at}.norm1", "out": f"{at}.attn.proj", "norm2": f"{at}.norm2", "up": f"{at}.mlp.fc1", "down": f"{at}.mlp.fc2"}
+    names = {
+        "norm1": f"{at}.norm1",
+        "out": f"{at}.attn.proj",
+        "norm2": f"{at}.norm2",
+        "up": f"{at}.mlp.fc1",
+        "down": f"{at}.mlp.fc2",
+    }
     return block_specs(names, c, cfg.intermediate_size, linear_specs(f"{at}.attn.qkv", c, 3 * c, ("heads", "embed")))
 
 
@@ -83,7 +89,9 @@ def rope(cfg: Qwen2VitConfig, position_ids: Tensor, dtype: torch.dtype) -> Rotar
     return rotary_table((position_ids[..., None].float() * inv).flatten(1), dtype)
 
 
-def tower(params: Tree, cfg: Qwen2VitConfig, patches: Tensor, position_ids: Tensor, seq_lens: tuple[int, ...]) -> Tensor:
+def tower(
+    params: Tree, cfg: Qwen2VitConfig, patches: Tensor, position_ids: Tensor, seq_lens: tuple[int, ...]
+) -> Tensor:
     """Normalised patches (P, in_channels·T·p·p) → the last block's output (P, hidden); each frame is one segment."""
     x = F.linear(patches, params["patch"])
     table = rope(cfg, position_ids, x.dtype)

@@ -71,7 +71,9 @@ def encode(params: Tree, cfg: Qwen2VLConfig, inputs: VisionInputs) -> Tensor:
     return project(params, cfg, vision_hidden(params, cfg, inputs))
 
 
-def merge(params: Tree, cfg: Qwen2VLConfig, ids: Tensor, features: Tensor | None, feature_index: Tensor | None) -> Tensor:
+def merge(
+    params: Tree, cfg: Qwen2VLConfig, ids: Tensor, features: Tensor | None, feature_index: Tensor | None
+) -> Tensor:
     """ids (tokens,) → embeddings (tokens, hidden) with feature rows where feature_index is 0 or more."""
     return merge_rows(params["text"]["embed"], ids, features, feature_index)
 

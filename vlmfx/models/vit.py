@@ -38,7 +38,12 @@ def block_specs(names: dict[str, str], hidden: int, intermediate: int, qkv: Tree
 
 
 def block(
-    p: Tree, cfg: VisionConfig, x: Tensor, activation: Callable[[Tensor], Tensor], seq_lens: tuple[int, ...], table: RotaryTable | None = None
+    p: Tree,
+    cfg: VisionConfig,
+    x: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    seq_lens: tuple[int, ...],
+    table: RotaryTable | None = None,
 ) -> Tensor:
     """x (patches, hidden) → (patches, hidden); segments of seq_lens patches do not see each other."""
     n, head_dim = len(x), cfg.hidden_size // cfg.num_heads

@@ -53,7 +53,9 @@ def vision_attention(q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], s
     return _packed_attention(q, k, v, seq_lens, scale, is_causal=False)
 
 
-def paged_decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, max_context_len: int, mask: Tensor | None, scale: float) -> Tensor:
+def paged_decode_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, max_context_len: int, mask: Tensor | None, scale: float
+) -> Tensor:
     """Attention of one new token a sequence to its cached context; q (num_seqs, heads, D) → q's shape.
 
     Sequence i owns block i, its context the first slots of it. mask (num_seqs, 1, 1, max_context_len) is False beyond a
@@ -66,7 +68,9 @@ def paged_decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, max_cont
     return F.scaled_dot_product_attention(tile, k, v, attn_mask=mask, scale=scale).reshape(q.shape)
 
 
-def _packed_attention(q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], scale: float, *, is_causal: bool) -> Tensor:
+def _packed_attention(
+    q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], scale: float, *, is_causal: bool
+) -> Tensor:
     """Runs of sequences of equal length share one call: a batch of same-sized images, or a training batch, is a single one."""
     outputs, start, i = [], 0, 0
     while i < len(seq_lens):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,12 +9,9 @@ from torch import Tensor
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., hidden), weight (hidden,) → x's shape and dtype; eps is added to the mean square.
 
-    Statistics are float32; x is rounded to its own dtype before weight multiplies it, as in
-    huggingface/transformers: src/transformers/models/llama/modeling_llama.py."""
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+    Statistics and product are float32, rounded once at the end; transformers rounds before the weight too, which differs
+    in the last bit of bfloat16."""
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -38,5 +38,7 @@ def _as_tensor(value: Any) -> Tensor:
         tensor = None
     if tensor is None or not tensor.is_floating_point():
         kind = type(value).__name__ if tensor is None else f"a tensor of {tensor.dtype}"
-        raise InvalidRequest(FIELD, f"embeddings are {kind}; pass a floating-point tensor.", found=kind, expected="tensor")
+        raise InvalidRequest(
+            FIELD, f"embeddings are {kind}; pass a floating-point tensor.", found=kind, expected="tensor"
+        )
     return tensor

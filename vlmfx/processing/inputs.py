@@ -48,7 +48,11 @@ def expand_placeholders(ids: Sequence[int], token_id: int, layouts: Sequence[Ima
         raise InvalidRequest(
             "prompt",
             f"it has {count} image placeholder{'s' * (count != 1)} but {len(layouts)} image{'s were' if len(layouts) != 1 else ' was'} given; "
-            + ("add an image or remove a placeholder." if count > len(layouts) else "add a placeholder or remove an image."),
+            + (
+                "add an image or remove a placeholder."
+                if count > len(layouts)
+                else "add a placeholder or remove an image."
+            ),
             found=count,
             expected=len(layouts),
         )

@@ -38,7 +38,7 @@ class Processor:
 
 
 def prepare(processor: Processor, prompt: Any) -> ModelInputs:
-    """"text" | {"prompt" | "prompt_token_ids" | "messages", "multi_modal_data", "mm_processor_kwargs"} → ModelInputs.
+    """ "text" | {"prompt" | "prompt_token_ids" | "messages", "multi_modal_data", "mm_processor_kwargs"} → ModelInputs.
 
     Raises InvalidRequest for anything about the prompt that cannot work, before any compute."""
     request = {"prompt": prompt} if isinstance(prompt, str) else prompt
@@ -50,7 +50,9 @@ def prepare(processor: Processor, prompt: Any) -> ModelInputs:
     else:
         unknown = set(media) - {"image"}
         if unknown:
-            raise InvalidRequest("multi_modal_data", f'it has {sorted(unknown)}; pass "image" only.', found=sorted(unknown))
+            raise InvalidRequest(
+                "multi_modal_data", f'it has {sorted(unknown)}; pass "image" only.', found=sorted(unknown)
+            )
         images = media.get("image")
     ids = list(request["prompt_token_ids"]) if "prompt_token_ids" in request else encode_text(processor, str(text))
     _check_ids(processor, ids)
@@ -79,7 +81,9 @@ def prepare(processor: Processor, prompt: Any) -> ModelInputs:
 def chat_prompt(processor: Processor, messages: Sequence[dict[str, Any]]) -> tuple[str, list[Any]]:
     """The rendered chat prompt with one placeholder an image, and the images in order."""
     if processor.chat_template is None:
-        raise InvalidRequest("chat_template", "the checkpoint has none; pass chat_template=… with a Jinja text or a file's path.")
+        raise InvalidRequest(
+            "chat_template", "the checkpoint has none; pass chat_template=… with a Jinja text or a file's path."
+        )
     takes_parts = template_takes_parts(processor.chat_template)
     rendered, images = messages_for_template(messages, takes_parts, processor.functions.PLACEHOLDER)
     return render_chat(processor.chat_template, rendered, special_tokens=processor.tokenizer.special_tokens), images
@@ -94,26 +98,38 @@ def encode_text(processor: Processor, text: str) -> list[int]:
 
 def _check_keys(request: Any) -> None:
     if not isinstance(request, dict):
-        raise InvalidRequest("prompt", f"it is a {type(request).__name__}; pass a string or a dict.", found=type(request).__name__)
+        raise InvalidRequest(
+            "prompt", f"it is a {type(request).__name__}; pass a string or a dict.", found=type(request).__name__
+        )
     unknown = set(request) - PROMPT_KEYS
     if unknown:
-        raise InvalidRequest("prompt", f"unknown keys {sorted(unknown)}; use {sorted(PROMPT_KEYS)}.", found=sorted(unknown))
+        raise InvalidRequest(
+            "prompt", f"unknown keys {sorted(unknown)}; use {sorted(PROMPT_KEYS)}.", found=sorted(unknown)
+        )
     sources = [key for key in ("prompt", "prompt_token_ids", "messages") if request.get(key) is not None]
     if len(sources) != 1:
         raise InvalidRequest(
-            "prompt", f'it has {sources or "none"} of "prompt", "prompt_token_ids" and "messages"; give exactly one.', found=sources
+            "prompt",
+            f'it has {sources or "none"} of "prompt", "prompt_token_ids" and "messages"; give exactly one.',
+            found=sources,
         )
     if sources == ["prompt"] and not isinstance(request["prompt"], str):
         raise InvalidRequest("prompt", f"it is a {type(request['prompt']).__name__}; pass a string.")
     if "messages" in request and request.get("multi_modal_data"):
-        raise InvalidRequest("multi_modal_data", "it stands beside messages; put the images into the messages as parts.")
+        raise InvalidRequest(
+            "multi_modal_data", "it stands beside messages; put the images into the messages as parts."
+        )
 
 
 def _check_ids(processor: Processor, ids: Sequence[Any]) -> None:
     vocab_size = processor.vocab_size
-    bad = next((i for i in ids if not isinstance(i, (int, np.integer)) or isinstance(i, bool) or not 0 <= i < vocab_size), None)
+    bad = next(
+        (i for i in ids if not isinstance(i, (int, np.integer)) or isinstance(i, bool) or not 0 <= i < vocab_size), None
+    )
     if bad is not None:
-        raise InvalidRequest("prompt_token_ids", f"it holds {bad!r}; use integers from 0 to {vocab_size - 1}.", found=bad)
+        raise InvalidRequest(
+            "prompt_token_ids", f"it holds {bad!r}; use integers from 0 to {vocab_size - 1}.", found=bad
+        )
 
 
 def _request_config(processor: Processor, settings: dict[str, Any]) -> Any:
@@ -121,9 +137,13 @@ def _request_config(processor: Processor, settings: dict[str, Any]) -> Any:
     known = {f.name for f in fields(processor.config)} & set(REQUEST_SETTINGS)
     for key, value in settings.items():
         if key not in known:
-            raise InvalidRequest("mm_processor_kwargs", f'it has "{key}"; this model knows {sorted(known) or "none"}.', found=key)
+            raise InvalidRequest(
+                "mm_processor_kwargs", f'it has "{key}"; this model knows {sorted(known) or "none"}.', found=key
+            )
         if not isinstance(value, int) or value < 1:
-            raise InvalidRequest(f"mm_processor_kwargs.{key}", f"it is {value!r}; use a positive number of pixels.", found=value)
+            raise InvalidRequest(
+                f"mm_processor_kwargs.{key}", f"it is {value!r}; use a positive number of pixels.", found=value
+            )
     return replace(processor.config, **settings) if settings else processor.config
 
 

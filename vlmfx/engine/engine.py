@@ -1,0 +1,74 @@
+"""The loop: admit requests while rows are free, decode all running ones a token, retire those that are done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from vlmfx.checkpoint import Model
+from vlmfx.engine import runner, sequence
+from vlmfx.engine.request import RequestOutput, SamplingParams
+from vlmfx.engine.sampler import logprobs, sample
+from vlmfx.processing.inputs import ModelInputs
+
+OnText = Callable[[int, str], None]  # (request number, its new text)
+
+
+def run(
+    model: Model,
+    requests: Sequence[tuple[int, ModelInputs, SamplingParams]],
+    *,
+    max_num_seqs: int,
+    on_text: OnText = lambda number, text: None,
+) -> Iterator[RequestOutput]:
+    """The outputs of (number, inputs, params) requests as they finish; request_id is the number.
+
+    At most max_num_seqs run at once, in rows 0, 1, ... of one cache; the last running row moves into a row that becomes free."""
+    if not requests:
+        return
+    waiting = deque(requests)
+    longest = max(
+        len(inputs.token_ids) + sequence.Sequence.max_tokens(model, inputs, params) for _, inputs, params in requests
+    )
+    num_rows = min(max_num_seqs, len(requests))
+    running: list[sequence.Sequence] = []
+    ids = torch.empty(0, dtype=torch.int64, device=model.device)
+    with torch.no_grad():
+        cache = runner.allocate(model, num_rows, longest)
+        while waiting or running:
+            if waiting and len(running) < num_rows:
+                new = [
+                    sequence.Sequence(n, model, i, p)
+                    for n, i, p in (waiting.popleft() for _ in range(min(len(waiting), num_rows - len(running))))
+                ]
+                logits = runner.prefill(model, [s.inputs for s in new], cache, len(running))
+                ids = torch.cat((ids, _sample(logits, new, on_text)))
+                running += new
+            else:
+                positions, lens = [s.next_position for s in running], [s.context_len for s in running]
+                ids = _sample(runner.decode(model, ids, positions, lens, cache), running, on_text)
+            for row in reversed(range(len(running))):
+                if running[row].end is not None:
+                    yield running[row].output()
+                    last = running.pop()
+                    if row < len(running):
+                        runner.move_row(cache, len(running), row)
+                        running[row] = last
+                        ids[row] = ids[len(running)]
+                    ids = ids[: len(running)]
+
+
+def _sample(logits: Tensor, sequences: Sequence[sequence.Sequence], on_text: OnText) -> Tensor:
+    """The next id of each sequence (n,), which each has taken."""
+    params = [s.params for s in sequences]
+    ids = sample(logits, params, [s.seed for s in sequences], [s.context_len for s in sequences])
+    wanted = [p.logprobs for p in params]
+    candidates = logprobs(logits, ids, wanted) if any(w is not None for w in wanted) else [None] * len(sequences)
+    for s, token, tops in zip(sequences, ids.tolist(), candidates, strict=True):
+        text = s.push(token, tops)
+        if text:
+            on_text(s.number, text)
+    return ids

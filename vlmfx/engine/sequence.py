@@ -1,0 +1,98 @@
+"""Sequence: one running request, from its first sampled token to its RequestOutput."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from vlmfx.checkpoint import Model
+from vlmfx.engine.request import CompletionOutput, Logprob, RequestMetrics, RequestOutput, SamplingParams
+from vlmfx.engine.stopping import StopChecker, StopStep
+from vlmfx.processing.inputs import ModelInputs
+from vlmfx.processing.tokenizer import IncrementalDetokenizer
+
+
+class Sequence:
+    """The host's side of a request: its tokens, its text, and whether it is done."""
+
+    def __init__(self, number: int, model: Model, inputs: ModelInputs, params: SamplingParams) -> None:
+        self.number = number
+        self.inputs = inputs
+        self.params = params
+        self.seed = secrets.randbits(63) if params.seed is None else params.seed
+        self.token_ids: list[int] = []
+        self.logprobs: list[dict[int, Logprob]] = []
+        self.end: StopStep | None = None
+        self._tokenizer = model.processor.tokenizer
+        self._stop = StopChecker(
+            params, eos_token_ids=model.eos_token_ids, max_tokens=self.max_tokens(model, inputs, params)
+        )
+        self._detokenizer = IncrementalDetokenizer(self._tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self._text: list[str] = []
+        self._created = time.perf_counter()
+        self._first_token_at = 0.0
+
+    @staticmethod
+    def max_tokens(model: Model, inputs: ModelInputs, params: SamplingParams) -> int:
+        """The most tokens this request may generate."""
+        return params.token_budget(model.max_model_len - len(inputs.token_ids))
+
+    @property
+    def context_len(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self.inputs.token_ids) + len(self.token_ids)
+
+    @property
+    def next_position(self) -> int:
+        """The position of the newest token, which the next decode step reads."""
+        return self.inputs.next_position + len(self.token_ids) - 1
+
+    def push(self, token_id: int, candidates: dict[int, tuple[float, int]] | None) -> str:
+        """Take a sampled token; returns the text that can be shown now. `end` is set once it was the last."""
+        if not self.token_ids:
+            self._first_token_at = time.perf_counter()
+        self.token_ids.append(token_id)
+        if candidates is not None:
+            self.logprobs.append(
+                {
+                    i: Logprob(value, rank, self._tokenizer.decode([i], skip_special_tokens=False))
+                    for i, (value, rank) in candidates.items()
+                }
+            )
+        step = self._stop.step(token_id, self._detokenizer.push(token_id) if self.params.detokenize else "")
+        text = step.text
+        if step.finish_reason is not None:
+            self.end = step
+            if self.params.detokenize and step.finish_reason == "length":
+                text += self._detokenizer.finish()
+        self._text.append(text)
+        return text
+
+    def output(self) -> RequestOutput:
+        """The finished request's result."""
+        assert self.end is not None, "output of a request that is still running"
+        now = time.perf_counter()
+        chosen = [entry[token].logprob for entry, token in zip(self.logprobs, self.token_ids, strict=False)]
+        completion = CompletionOutput(
+            index=0,
+            text="".join(self._text),
+            token_ids=tuple(self.token_ids),
+            cumulative_logprob=sum(chosen) if self.params.logprobs is not None else None,
+            logprobs=self.logprobs if self.params.logprobs is not None else None,
+            finish_reason=self.end.finish_reason,
+            stop_reason=self.end.stop_reason,
+        )
+        metrics = RequestMetrics(
+            prompt_tokens=len(self.inputs.token_ids),
+            output_tokens=len(self.token_ids),
+            time_to_first_token_s=self._first_token_at - self._created,
+            decode_s=now - self._first_token_at,
+        )
+        return RequestOutput(
+            request_id=str(self.number),
+            prompt=self.inputs.prompt,
+            prompt_token_ids=self.inputs.token_ids,
+            outputs=[completion],
+            finished=True,
+            metrics=metrics,
+        )
