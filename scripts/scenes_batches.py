@@ -18,7 +18,9 @@ from vlmfx.processing import qwen2_vl as processing
 from vlmfx.processing.inputs import index_features
 
 IGNORED = -100
-KIND_WEIGHTS = {"objects": 48, "text": 24, "chart": 18, "pair": 10}
+KIND_WEIGHTS = {"objects": 52, "text": 28, "chart": 20}
+PAIRS_SHARE = 0.1
+TALK_SHARE = 0.25
 SMALLEST_CHART = 168
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -98,14 +100,16 @@ def make_batch(
     rng = random.Random(f"{split}/{seed}")
     size = rng.choice(scenes.SIZES[split])
     layout = processing.layout(cfg, size[::-1])
+    # Rows are padded to the longest of the batch, so pictures in pairs and conversations of two turns have batches of their own.
+    is_pairs = rng.random() < PAIRS_SHARE
+    is_talk = split == "train" and not is_pairs and rng.random() < TALK_SHARE
+    kinds = KIND_WEIGHTS if min(size) >= SMALLEST_CHART else {**KIND_WEIGHTS, "chart": 0}
     images, rows, tasks = [], [], []
     for _ in range(num_pictures):
-        fits = KIND_WEIGHTS if min(size) >= SMALLEST_CHART else {**KIND_WEIGHTS, "chart": 0}
-        kind = rng.choices(list(fits), list(fits.values()))[0]
+        kind = "pair" if is_pairs else rng.choices(list(kinds), list(kinds.values()))[0]
         sample = scenes.sample(rng.getrandbits(48), split=split, size=size, kind=kind, num_questions=num_questions)
         qas = list(sample.qas)
-        is_long = split == "train" and kind != "pair"  # the last two questions in one conversation
-        talks = [[qa] for qa in qas[:-2]] + [qas[-2:]] if is_long else [[qa] for qa in qas]
+        talks = [[qa] for qa in qas[:-2]] + [qas[-2:]] if is_talk else [[qa] for qa in qas]
         for talk in filter(None, talks):
             ids, learned = conversation(tokenizer, len(sample.images), talk, rng)
             layouts = [layout] * len(sample.images)

@@ -31,9 +31,10 @@ from vlmfx.models.layers import Batch
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.patches import pack_patches
 from vlmfx.processing import qwen2_vl as processing
-from vlmfx.tree import Tree, leaves, tree_map
+from vlmfx.tree import Tree, items, leaves, tree_map
 
 CORPUS_SAMPLES = 4000
+MAX_SKIPPED = 40
 
 
 def corpus(num_samples: int) -> Iterator[str]:
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, help="end after this many steps in all")
     parser.add_argument("--pictures", type=int, default=128, help="samples a step")
     parser.add_argument("--workers", type=int, default=15)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--eval-every", type=int, default=1000, metavar="STEPS")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -118,6 +119,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     cfg = qwen2_vl.config(json.loads((folder / "config.json").read_text()))
     vision = processing.config(json.loads((folder / "preprocessor_config.json").read_text()), cfg)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward gave NaN within 500 steps (torch 2.11, H200)
     params = tree_map(lambda p: p.requires_grad_(), weights.init(qwen2_vl.param_specs(cfg), device=device))
     matrices = [p for p in leaves(params) if p.ndim > 1]
     vectors = [p for p in leaves(params) if p.ndim == 1]
@@ -127,7 +129,7 @@ def main() -> None:
         betas=(0.9, 0.95),
         fused=device.type == "cuda",
     )
-    step, trained = 0, 0.0
+    step, trained, skipped = 0, 0.0, 0
     if (args.out / "state.pt").exists():
         state = torch.load(args.out / "state.pt", map_location=device, weights_only=True)
         for p, saved in zip(leaves(params), state["params"], strict=True):
@@ -151,9 +153,19 @@ def main() -> None:
         loss = (entropy * weight).sum() / weight.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(leaves(params), 1.0)
-        optimizer.step()
-        recent.append(loss.detach())
+        if torch.isfinite(torch.nn.utils.clip_grad_norm_(leaves(params), 1.0)):
+            optimizer.step()
+            recent.append(loss.detach())
+        else:
+            skipped += 1
+            bad = [name for name, p in items(params) if p.grad is None or not torch.isfinite(p.grad).all()]
+            print(
+                f"\nstep {step}: loss {loss.item()}, {len(bad)} gradients not finite, from {bad[0]} to {bad[-1]}; skipped; "
+                f"entropy finite {torch.isfinite(entropy).all().item()}, images {tuple(batch.images.shape)}, ids {tuple(batch.ids.shape)}",
+                flush=True,
+            )
+            if skipped > MAX_SKIPPED:
+                raise SystemExit("too many gradients are not finite; lower --lr")
         step += 1
         is_last = step == args.max_steps or trained > stop_at
         if step % args.eval_every == 0 or is_last:

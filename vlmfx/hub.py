@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -32,27 +33,26 @@ def resolve(
     and offline mode are huggingface_hub's own (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE). Only ALLOW less
     IGNORE is downloaded. Raises CheckpointError.
     """
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
+    if os.path.isdir(model):  # not Path.is_dir: it raises for names that are too long, and takes "" for "."
+        return Path(model)
     if model == "scenes":
         if not SCENES.is_dir():
             raise CheckpointError(
                 f"{SCENES} is missing: this installation lacks the shipped model; install vlmfx again."
             )
         return SCENES
-    if folder.exists():
-        raise CheckpointError(f"{folder} is a file, expected a model folder; give the folder that holds it.")
+    if os.path.exists(model):
+        raise CheckpointError(f"{model} is a file, expected a model folder; give the folder that holds it.")
     if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
-        raise CheckpointError(f"there is no folder {str(model)!r}; give an existing one, a hub id or 'scenes'.")
+        raise CheckpointError(f"there is no folder {str(model)[:200]!r}; give an existing one, a hub id or 'scenes'.")
     return _download(model, revision, token, cache_dir, bool(local_files_only))
 
 
 def _download(
     repo: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None, local_files_only: bool
 ) -> Path:
-    from huggingface_hub import snapshot_download  # not at the top: local folders need no hub
-    from huggingface_hub import errors as hub_errors
+    from huggingface_hub import errors as hub_errors  # not at the top: local folders need no hub
+    from huggingface_hub import snapshot_download
 
     at = f"{repo!r}" if revision is None else f"{repo!r} at revision {revision!r}"
     try:

@@ -54,6 +54,8 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("name", list(CONVERSATIONS))
 def test_goldens_render_as_in_transformers(folder, name):
     transformers = pytest.importorskip("transformers", reason="transformers is the oracle here")
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip(f"transformers {transformers.__version__} is older than the version followed (5)")
     template = load_chat_template(folder)
     theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ours = Tokenizer.load(folder)
