@@ -10,32 +10,40 @@ from dataclasses import dataclass
 import numpy as np
 import scenes
 import torch
+from scenes_targets import cell_targets
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlmfx.processing import qwen2_vl as processing
-from vlmfx.processing.inputs import index_features
+from vlmfx.processing.inputs import ImageLayout, index_features
 
 IGNORED = -100
 KIND_WEIGHTS = {"objects": 52, "text": 28, "chart": 20}
 PAIRS_SHARE = 0.1
-TALK_SHARE = 0.25
+MANNERS = {"first": 0.8, "talk": 0.12, "last": 0.08}
 SMALLEST_CHART = 168
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
-    """images (n, H, W, 3) uint8; ids, feature_index (S, T) int64; positions (3, S, T); labels (S, T): the id each position should
-    predict, IGNORED where none; label_weight (S, T) float32; tasks: the task of each row, for the report."""
+    """images (n, H, W, 3) uint8; cells (n·cells, targets) int64 what they show where; ids, feature_index, branch (S, T) int64; positions
+    (3, S, T); labels (S, T) int64: the id each position should predict, IGNORED where none; label_weight (S, T) float32; answers
+    (S, T) int64: the number of the answer that a label is part of; tasks: the task of each answer.
+
+    A row is one picture's chat: a beginning (branch 0) and then branches 1, 2, ..., each one question with its answer, that see the
+    beginning and themselves; padding is branch −1."""
 
     images: Tensor
+    cells: Tensor
     ids: Tensor
     feature_index: Tensor
+    branch: Tensor
     positions: Tensor
     labels: Tensor
     label_weight: Tensor
+    answers: Tensor
     tasks: tuple[str, ...]
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> TrainingBatch:
@@ -67,24 +75,68 @@ def _spelled(tokenizer: Tokenizer, text: str) -> list[int]:
     return [i for char in text for i in tokenizer.encode(char).ids]
 
 
-def conversation(
-    tokenizer: Tokenizer, num_images: int, qas: Sequence[scenes.QA], rng: random.Random
-) -> tuple[list[int], list[bool]]:
-    """Token ids of the chat about num_images pictures, and which of them the model must learn to write."""
-    ids: list[int] = []
-    learned: list[bool] = []
+@dataclass
+class Row:
+    """One row of a batch while it is made."""
 
-    def add(new: list[int], learn: bool) -> None:
-        ids.extend(new)
-        learned.extend([learn] * len(new))
+    ids: list[int]
+    learned: list[bool]
+    branch: list[int]
+    answers: list[int]
 
-    for turn, qa in enumerate(qas):
-        pictures = VISION * num_images if turn == 0 else ""
-        text = qa.question + pictures if rng.random() < 0.1 else pictures + qa.question
-        add(tokenizer.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n").ids, False)
-        add([*answer_ids(tokenizer, qa.task, qa.answer), tokenizer.token_to_id("<|im_end|>")], True)
-        add(tokenizer.encode("\n").ids, False)
-    return ids, learned
+    def add(self, ids: list[int], branch: int, answer: int | None = None) -> None:
+        """Append tokens; those of an answer are learned."""
+        self.ids += ids
+        self.learned += [answer is not None] * len(ids)
+        self.branch += [branch] * len(ids)
+        self.answers += [-1 if answer is None else answer] * len(ids)
+
+
+def add_turn(row: Row, tokenizer: Tokenizer, before: str, qa: scenes.QA, branch: int, answer: int) -> None:
+    """One question and its answer; `before` is what the turn's text begins with."""
+    row.add(tokenizer.encode(f"{before}{qa.question}<|im_end|>\n<|im_start|>assistant\n").ids, branch)
+    row.add([*answer_ids(tokenizer, qa.task, qa.answer), tokenizer.token_to_id("<|im_end|>")], branch, answer)
+    row.add(tokenizer.encode("\n").ids, branch)
+
+
+def chat_rows(
+    tokenizer: Tokenizer, num_images: int, qas: Sequence[scenes.QA], manner: str, first_answer: int
+) -> list[Row]:
+    """Rows of the chats about a sample. manner: "first", the picture before the question, all questions branches of one row;
+    "last", the picture after the question, a row each; "talk", the questions in pairs, the second following the first's answer."""
+    user, pictures = "<|im_start|>user\n", VISION * num_images
+    rows = []
+    if manner == "last":
+        for n, qa in enumerate(qas):
+            row = Row([], [], [], [])
+            add_turn(row, tokenizer, user, scenes.QA(qa.task, qa.question + pictures, qa.answer), 0, first_answer + n)
+            rows.append(row)
+        return rows
+    row = Row([], [], [], [])
+    row.add(tokenizer.encode(user + pictures).ids, 0)
+    for n, qa in enumerate(qas):
+        follows = manner == "talk" and n % 2 == 1
+        add_turn(row, tokenizer, user if follows else "", qa, 1 + (n // 2 if manner == "talk" else n), first_answer + n)
+    return [row]
+
+
+def expand(row: Row, image_token_id: int, num_rows: int) -> Row:
+    """The row with each placeholder repeated for the rows of its image."""
+    repeats = [num_rows if i == image_token_id else 1 for i in row.ids]
+    return Row(
+        *(
+            [x for x, n in zip(xs, repeats, strict=True) for _ in range(n)]
+            for xs in (row.ids, row.learned, row.branch, row.answers)
+        )
+    )
+
+
+def positions_of(row: Row, cfg: processing.Qwen2VLProcessing, layouts: Sequence[ImageLayout]) -> Tensor:
+    """(3, L): each branch goes on from the end of the row's beginning."""
+    start = row.branch.count(0)
+    parts, following = processing.positions(cfg, row.ids[:start], layouts)
+    branches = [torch.arange(row.branch.count(b)) for b in range(1, max(row.branch) + 1)]
+    return torch.cat((parts, *((b + following).expand(3, -1) for b in branches)), 1)
 
 
 def make_batch(
@@ -100,67 +152,66 @@ def make_batch(
     rng = random.Random(f"{split}/{seed}")
     size = rng.choice(scenes.SIZES[split])
     layout = processing.layout(cfg, size[::-1])
-    # Rows are padded to the longest of the batch, so pictures in pairs and conversations of two turns have batches of their own.
+    # Rows are padded to the longest of the batch, so pairs of pictures and each manner of chat have batches of their own.
     is_pairs = rng.random() < PAIRS_SHARE
-    is_talk = split == "train" and not is_pairs and rng.random() < TALK_SHARE
+    manner = "first" if split != "train" else rng.choices(list(MANNERS), list(MANNERS.values()))[0]
     kinds = KIND_WEIGHTS if min(size) >= SMALLEST_CHART else {**KIND_WEIGHTS, "chart": 0}
-    images, rows, tasks = [], [], []
+    images, cells, tasks = [], [], []
+    rows: list[tuple[Row, Tensor, Tensor]] = []
     for _ in range(num_pictures):
         kind = "pair" if is_pairs else rng.choices(list(kinds), list(kinds.values()))[0]
-        sample = scenes.sample(rng.getrandbits(48), split=split, size=size, kind=kind, num_questions=num_questions)
-        qas = list(sample.qas)
-        talks = [[qa] for qa in qas[:-2]] + [qas[-2:]] if is_talk else [[qa] for qa in qas]
-        for talk in filter(None, talks):
-            ids, learned = conversation(tokenizer, len(sample.images), talk, rng)
-            layouts = [layout] * len(sample.images)
-            repeats = [layout.num_rows if i == cfg.image_token_id else 1 for i in ids]
-            expanded, mask = ([x for x, n in zip(xs, repeats, strict=True) for _ in range(n)] for xs in (ids, learned))
-            index = index_features(expanded, cfg.image_token_id)
-            offset = len(images) * layout.num_rows
+        sample, pictured = scenes.compose(
+            rng.getrandbits(48), split=split, size=size, kind=kind, num_questions=num_questions
+        )
+        layouts = [layout] * len(sample.images)
+        for short in chat_rows(tokenizer, len(sample.images), sample.qas, manner, len(tasks)):
+            row = expand(short, cfg.image_token_id, layout.num_rows)
+            index = index_features(row.ids, cfg.image_token_id)
             rows.append(
                 (
-                    expanded,
-                    mask,
-                    torch.where(index >= 0, index + offset, -1),
-                    processing.positions(cfg, expanded, layouts)[0],
+                    row,
+                    torch.where(index >= 0, index + len(images) * layout.num_rows, -1),
+                    positions_of(row, cfg, layouts),
                 )
             )
-            tasks.append(talk[0].task)
-        images.extend(np.asarray(image) for image in sample.images)
-    return _pad(images, rows, tuple(tasks))
+        tasks += [qa.task for qa in sample.qas]
+        images += [np.asarray(image) for image in sample.images]
+        cells += [cell_targets(scene) for scene in pictured]
+    return _pad(np.stack(images), np.concatenate(cells), rows, tuple(tasks))
 
 
 def _pad(
-    images: list[np.ndarray], rows: list[tuple[list[int], list[bool], Tensor, Tensor]], tasks: tuple[str, ...]
+    images: np.ndarray, cells: np.ndarray, rows: list[tuple[Row, Tensor, Tensor]], tasks: tuple[str, ...]
 ) -> TrainingBatch:
-    """Rows padded on the right to one length, a multiple of 16; causal attention never looks there."""
-    length = -(-max(len(ids) for ids, *_ in rows) // 16) * 16
+    """Rows padded on the right to one length, a multiple of 16; no other token attends there."""
+    length = -(-max(len(row.ids) for row, *_ in rows) // 16) * 16
     shape = (len(rows), length)
-    ids_t, index_t = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -1)
-    labels, weight = torch.full(shape, IGNORED), torch.zeros(shape)
-    positions_t = torch.zeros(3, *shape, dtype=torch.int64)
-    for r, (ids, mask, index, positions) in enumerate(rows):
-        n = len(ids)
-        ids_t[r, :n] = torch.tensor(ids)
-        index_t[r, :n] = index
-        positions_t[:, r, :n] = positions
-        learned = torch.tensor(mask[1:], dtype=torch.bool)
-        labels[r, : n - 1] = torch.where(learned, ids_t[r, 1:n], IGNORED)
-        weight[r, : n - 1] = (
-            learned / learned.sum() ** 0.5
-        )  # long answers count more than short ones, but less than by length
+    ids, index, branch, answers = (torch.full(shape, fill) for fill in (0, -1, -1, -1))
+    positions = torch.zeros(3, *shape, dtype=torch.int64)
+    learned = torch.zeros(shape, dtype=torch.bool)
+    for r, (row, row_index, row_positions) in enumerate(rows):
+        n = len(row.ids)
+        ids[r, :n], branch[r, :n], answers[r, :n] = (torch.tensor(xs) for xs in (row.ids, row.branch, row.answers))
+        index[r, :n], positions[:, r, :n], learned[r, :n] = row_index, row_positions, torch.tensor(row.learned)
+    # Position t predicts token t + 1, if that is learned.
+    learned, answers = learned.roll(-1, 1), answers.roll(-1, 1)
+    lengths = torch.bincount(answers[learned], minlength=len(tasks))
     return TrainingBatch(
-        images=torch.from_numpy(np.stack(images)),
-        ids=ids_t,
-        feature_index=index_t,
-        positions=positions_t,
-        labels=labels,
-        label_weight=weight,
+        images=torch.from_numpy(images),
+        cells=torch.from_numpy(cells),
+        ids=ids,
+        feature_index=index,
+        branch=branch,
+        positions=positions,
+        labels=torch.where(learned, ids.roll(-1, 1), IGNORED),
+        # Long answers count more than short ones, but less than by their length.
+        label_weight=learned / lengths[answers.clamp(min=0)].clamp(min=1).sqrt(),
+        answers=answers,
         tasks=tasks,
     )
 
 
-class BatchStream(IterableDataset):  # type: ignore[type-arg]
+class BatchStream(IterableDataset):
     """Endless batches; worker w of n makes batches w, w + n, w + 2n, ... counted from first_seed."""
 
     def __init__(

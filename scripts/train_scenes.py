@@ -10,22 +10,27 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import scenes
 import torch
 import torch.nn.functional as F
+from muon import Muon
 from scenes_batches import IGNORED, TrainingBatch, make_batch, stream
 from scenes_checkpoint import build_tokenizer, save_weights, write_folder
+from scenes_targets import CLASSES
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
 from vlmfx import weights
+from vlmfx.checkpoint import WeightFiles
 from vlmfx.models import qwen2_vl
 from vlmfx.models.layers import Batch
 from vlmfx.models.vision_inputs import VisionInputs
@@ -46,21 +51,36 @@ def corpus(num_samples: int) -> Iterator[str]:
                 yield qa.answer
 
 
-def row_losses(
-    params: Tree, cfg: qwen2_vl.Qwen2VLConfig, vision: processing.Qwen2VLProcessing, batch: TrainingBatch
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(cross entropy, weight, whether the most likely token is right), each over the answer tokens, and their rows.
+class Losses(NamedTuple):
+    """Cross entropy, weight, correctness and answer number of each answer token; and the mean entropy of what cells show."""
 
-    The pictures are encoded once; every row about a picture gathers the same features."""
+    entropy: Tensor
+    weight: Tensor
+    is_right: Tensor
+    answer: Tensor
+    cells: Tensor
+
+
+def branch_mask(branch: Tensor) -> Tensor:
+    """branch (S, T) → (S, 1, T, T) bool: a token attends to itself and to earlier ones of its branch and of the row's beginning."""
+    length = branch.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
+    of_beginning = (branch == 0)[:, None]
+    return (causal & (of_beginning | (branch[:, :, None] == branch[:, None])))[:, None]
+
+
+def batch_losses(
+    params: Tree, cfg: qwen2_vl.Qwen2VLConfig, vision: processing.Qwen2VLProcessing, batch: TrainingBatch
+) -> Losses:
+    """The losses of a batch; params holds the model's parameters and "cells", the matrix of the head that is thrown away."""
     num_images, height, width, _ = batch.images.shape
     device = batch.images.device
     frames = batch.images[:, None].expand(-1, vision.temporal_patch_size, -1, -1, -1)
-    patches = pack_patches(frames, vision.patch_size, vision.merge_size)
     grid = processing.patch_positions(height // vision.patch_size, width // vision.patch_size, vision.merge_size).to(
         device
     )
     inputs = VisionInputs(
-        patches=patches,
+        patches=pack_patches(frames, vision.patch_size, vision.merge_size),
         position_ids=grid.repeat(num_images, 1),
         seq_lens=(len(grid),) * num_images,
         mean=vision.mean,
@@ -69,12 +89,28 @@ def row_losses(
     features = qwen2_vl.encode(params, cfg, inputs)
     rows, length = batch.ids.shape
     x = qwen2_vl.merge(params, cfg, batch.ids.flatten(), features, batch.feature_index.flatten())
-    hidden, _ = qwen2_vl.forward(params, cfg, x, batch.positions.flatten(1), None, Batch(seq_lens=(length,) * rows), ())
+    attention = Batch(seq_lens=(length,) * rows, mask=branch_mask(batch.branch))
+    hidden, _ = qwen2_vl.forward(params, cfg, x, batch.positions.flatten(1), None, attention, ())
     labels = batch.labels.flatten()
     at = (labels != IGNORED).nonzero().squeeze(1)
     logits = qwen2_vl.logits(params, cfg, hidden[at]).float()
-    entropy = F.cross_entropy(logits, labels[at], reduction="none")
-    return entropy, batch.label_weight.flatten()[at], torch.stack((logits.argmax(-1) == labels[at], at // length))
+    return Losses(
+        entropy=F.cross_entropy(logits, labels[at], reduction="none"),
+        weight=batch.label_weight.flatten()[at],
+        is_right=logits.argmax(-1) == labels[at],
+        answer=batch.answers.flatten()[at],
+        cells=cells_loss(F.linear(F.rms_norm(features, features.shape[-1:]), params["cells"]).float(), batch.cells),
+    )
+
+
+def cells_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy over cells and targets; most cells show nothing, which counts a tenth."""
+    total = logits.new_zeros(())
+    for part, target, classes in zip(logits.split(CLASSES, -1), targets.unbind(-1), CLASSES, strict=True):
+        weight = torch.ones(classes, device=logits.device)
+        weight[0] = 0.1
+        total = total + F.cross_entropy(part, target, weight=weight)
+    return total / len(CLASSES)
 
 
 def learning_rate(progress: float, peak: float, warmup: float = 0.015) -> float:
@@ -92,11 +128,44 @@ def accuracy(
     right: dict[str, list[bool]] = defaultdict(list)
     device = leaves(params)[0].device
     for batch in batches:
-        _, _, hits = row_losses(params, cfg, vision, batch.to(device))
-        wrong = set(hits[1][hits[0] == 0].tolist())
-        for row, task in enumerate(batch.tasks):
-            right[task].append(row not in wrong)
+        losses = batch_losses(params, cfg, vision, batch.to(device))
+        wrong = set(losses.answer[~losses.is_right].tolist())
+        for answer, task in enumerate(batch.tasks):
+            right[task].append(answer not in wrong)
     return {task: sum(hits) / len(hits) for task, hits in sorted(right.items())}
+
+
+def optimizers(params: Tree, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the network, AdamW for embeddings, the patch projection, norms, biases and the cells' head."""
+    hidden, outer, vectors = [], [], []
+    for name, p in items(params):
+        is_outer = name in ("cells", "text.embed", "vision.patch")
+        (vectors if p.ndim == 1 else outer if is_outer else hidden).append(p)
+    groups = [{"params": outer, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    return [
+        Muon(hidden, lr=lr, weight_decay=0.05),
+        torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=outer[0].is_cuda),
+    ]
+
+
+def with_replay(
+    batches: Iterator[TrainingBatch], device: torch.device, size: int, times: int
+) -> Iterator[TrainingBatch]:
+    """Each new batch and, after it, times − 1 earlier ones, drawn from the last `size`: making pictures is what takes longest."""
+    rng = random.Random(0)
+    kept: list[TrainingBatch] = []
+    for batch in batches:
+        on_device = batch.to(device)
+        yield on_device
+        for _ in range(times - 1 if kept else 0):
+            yield rng.choice(kept)
+        kept = [*kept[-size + 1 :], on_device]
+
+
+def read_weights(folder: Path, specs: Tree, device: torch.device) -> Tree:
+    """The parameters of a checkpoint folder, in float32."""
+    with WeightFiles(folder, qwen2_vl.KEY_PREFIXES) as files:
+        return weights.load(specs, files.read, dtype=torch.float32, device=device)
 
 
 def main() -> None:
@@ -109,70 +178,75 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=128, help="samples a step")
     parser.add_argument("--workers", type=int, default=15)
     parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--cells", type=float, default=0.5, help="weight of the loss on what each cell shows")
+    parser.add_argument("--replay", type=int, default=2, help="steps for each batch that is made")
+    parser.add_argument("--replay-from", type=int, default=400, help="how many batches are kept for that")
+    parser.add_argument("--init", type=Path, help="a checkpoint folder to start from")
     parser.add_argument("--eval-every", type=int, default=1000, metavar="STEPS")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     folder = args.out / "model"
     if not (folder / "tokenizer.json").exists():
-        write_folder(folder, build_tokenizer(corpus(CORPUS_SAMPLES)))
+        given = args.init and Tokenizer.from_file(str(args.init / "tokenizer.json"))
+        write_folder(folder, given or build_tokenizer(corpus(CORPUS_SAMPLES)))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     cfg = qwen2_vl.config(json.loads((folder / "config.json").read_text()))
     vision = processing.config(json.loads((folder / "preprocessor_config.json").read_text()), cfg)
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward gave NaN within 500 steps (torch 2.11, H200)
-    params = tree_map(lambda p: p.requires_grad_(), weights.init(qwen2_vl.param_specs(cfg), device=device))
-    matrices = [p for p in leaves(params) if p.ndim > 1]
-    vectors = [p for p in leaves(params) if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-        lr=args.lr,
-        betas=(0.9, 0.95),
-        fused=device.type == "cuda",
-    )
+    specs = qwen2_vl.param_specs(cfg)
+    params = weights.init(specs, device=device) if args.init is None else read_weights(args.init, specs, device)
+    params["cells"] = torch.randn(sum(CLASSES), cfg.text.hidden_size, device=device) * 0.02
+    params = tree_map(lambda p: p.requires_grad_(), params)
+    steppers = optimizers(params, args.lr)
     step, trained, skipped = 0, 0.0, 0
     if (args.out / "state.pt").exists():
         state = torch.load(args.out / "state.pt", map_location=device, weights_only=True)
         for p, saved in zip(leaves(params), state["params"], strict=True):
             p.data.copy_(saved)
-        optimizer.load_state_dict(state["optimizer"])
+        for stepper, saved in zip(steppers, state["optimizers"], strict=True):
+            stepper.load_state_dict(saved)
         step, trained = state["step"], state["trained"]
     held_out = [make_batch(tokenizer, vision, seed, 32, split="heldout") for seed in range(12 if args.workers else 2)]
     batches = stream(
         str(folder / "tokenizer.json"), vision, first_seed=step, num_pictures=args.pictures, num_workers=args.workers
     )
-    bar = tqdm(batches, initial=step, unit="step", mininterval=20, file=sys.stdout)
+    bar = tqdm(
+        with_replay(batches, device, args.replay_from, args.replay),
+        initial=step,
+        unit="step",
+        mininterval=20,
+        file=sys.stdout,
+    )
     recent: list[Tensor] = []
     start = time.monotonic() - trained
     stop_at = min(args.minutes * 60, trained + args.stop_after * 60)
     for batch in bar:
         trained = time.monotonic() - start
-        for group in optimizer.param_groups:
+        for group in (g for stepper in steppers for g in stepper.param_groups):
             group["lr"] = learning_rate(trained / (args.minutes * 60), args.lr)
         compute = tree_map(lambda p: p.to(dtype), params)
-        entropy, weight, _ = row_losses(compute, cfg, vision, batch.to(device))
-        loss = (entropy * weight).sum() / weight.sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses = batch_losses(compute, cfg, vision, batch)
+        loss = (losses.entropy * losses.weight).sum() / losses.weight.sum()
+        for p in leaves(params):
+            p.grad = None
+        (loss + args.cells * losses.cells).backward()
         if torch.isfinite(torch.nn.utils.clip_grad_norm_(leaves(params), 1.0)):
-            optimizer.step()
-            recent.append(loss.detach())
+            for stepper in steppers:
+                stepper.step()
+            recent.append(torch.stack((loss.detach(), losses.cells.detach())))
         else:
             skipped += 1
-            bad = [name for name, p in items(params) if p.grad is None or not torch.isfinite(p.grad).all()]
-            print(
-                f"\nstep {step}: loss {loss.item()}, {len(bad)} gradients not finite, from {bad[0]} to {bad[-1]}; skipped; "
-                f"entropy finite {torch.isfinite(entropy).all().item()}, images {tuple(batch.images.shape)}, ids {tuple(batch.ids.shape)}",
-                flush=True,
-            )
+            print(f"\nstep {step}: loss {loss.item()}, the gradient is not finite; skipped", flush=True)
             if skipped > MAX_SKIPPED:
                 raise SystemExit("too many gradients are not finite; lower --lr")
         step += 1
         is_last = step == args.max_steps or trained > stop_at
         if step % args.eval_every == 0 or is_last:
             shown = accuracy(tree_map(lambda p: p.detach().to(dtype), params), cfg, vision, held_out)
-            mean_loss = torch.stack(recent).mean().item()
+            answers_loss, cells = torch.stack(recent).mean(0).tolist()
             print(
-                f"\nstep {step} after {trained:.0f} s: loss {mean_loss:.4f}, held out "
+                f"\nstep {step} after {trained:.0f} s: loss {answers_loss:.4f}, of cells {cells:.4f}; held out  "
                 + " ".join(f"{task} {share:.3f}" for task, share in shown.items()),
                 flush=True,
             )
@@ -181,11 +255,12 @@ def main() -> None:
             break
     state = {
         "params": [p.detach() for p in leaves(params)],
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [s.state_dict() for s in steppers],
         "step": step,
         "trained": trained,
     }
     torch.save(state, args.out / "state.pt")
+    del params["cells"]
     save_weights(folder, cfg, params)
     if args.export:
         write_folder(args.export, tokenizer)

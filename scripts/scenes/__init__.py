@@ -1,7 +1,7 @@
 """Seeded synthetic pictures with questions and answers, the training data of the shipped model."""
 
 from scenes.questions import QA
-from scenes.sample import KINDS, Sample, sample
+from scenes.sample import KINDS, Sample, compose, sample
 from scenes.vocabulary import HELDOUT_PAIRS, SIZES
 
 TASKS: tuple[str, ...] = (
@@ -18,4 +18,4 @@ TASKS: tuple[str, ...] = (
     "two",
 )
 
-__all__ = ["HELDOUT_PAIRS", "KINDS", "QA", "SIZES", "TASKS", "Sample", "sample"]
+__all__ = ["HELDOUT_PAIRS", "KINDS", "QA", "SIZES", "TASKS", "Sample", "compose", "sample"]

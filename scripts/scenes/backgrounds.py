@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scenes.paint import Rgb, clip
+from scenes.paint import Rgb
 
 Field = np.ndarray[Any, Any]
 
@@ -111,9 +111,7 @@ def paint(rng: Random, size: tuple[int, int], ground: Rgb, split: str) -> Image.
     picture = Image.fromarray(np.ascontiguousarray(field, dtype=np.uint8))
     shared = rng.uniform(0.4, 1.0) * STRENGTH * rng.choice((-1, 1))
     swing = [shared + rng.uniform(-0.15, 0.15) * STRENGTH for _ in range(3)]
-    palette = bytearray()
-    for level in range(256):
-        share = level / 255 - 0.5
-        palette += bytes(clip(channel + share * delta) for channel, delta in zip(ground, swing, strict=True))
-    picture.putpalette(bytes(palette))
+    shares = np.arange(256)[:, None] / 255 - 0.5
+    palette = (np.array(ground) + shares * np.array(swing)).round().clip(0, 255).astype(np.uint8)
+    picture.putpalette(palette.tobytes())
     return picture.convert("RGB")

@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw
 
 from scenes import fonts
 from scenes.paint import Rgb, drawn, visible_on
-from scenes.scene import Chart
+from scenes.scene import Bar, Chart, Glyph
+from scenes.text import char_middles
 from scenes.words import CHART_WORDS
 
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
@@ -38,8 +39,10 @@ def choose_labels(rng: Random, count: int) -> tuple[str, ...]:
     return tuple(rng.sample(LETTERS, count))
 
 
-def draw_chart(rng: Random, size: tuple[int, int], chart: Chart, font_path: str) -> Image.Image:
-    """The picture of a chart."""
+def draw_chart(
+    rng: Random, size: tuple[int, int], chart: Chart, font_path: str
+) -> tuple[Image.Image, tuple[Glyph, ...], tuple[Bar, ...]]:
+    """The picture of a chart, the characters on it and its bars."""
     width, height = size
     ground = rng.choice(GROUNDS)
     ink: Rgb = (235, 235, 235) if sum(ground) < 200 else (25, 25, 25)
@@ -53,16 +56,23 @@ def draw_chart(rng: Random, size: tuple[int, int], chart: Chart, font_path: str)
     unit = (bottom - top) / TOP_VALUE
     step = rng.choice((1, 2, 2, 5) if unit > line + 3 else (2, 2, 5))
     ruled = rng.random() < 0.8
+    glyphs: list[Glyph] = []
     for value in range(0, TOP_VALUE + 1, step):
         y = round(bottom - value * unit)
         if ruled:
             pen.line((left, y, right, y), fill=rule)
         pen.line((left - 3, y, left, y), fill=ink)
         pen.text((left - 5, y), str(value), fill=ink, font=font, anchor="rm")
+        glyphs += placed(font, str(value), left - 5 - font.getlength(str(value)), y)
     pen.line((left, top, left, bottom), fill=ink)
-    draw_bars(rng, pen, chart, (left, bottom, right, unit), (ground, ink), font)
+    more, bars = draw_bars(rng, pen, chart, (left, bottom, right, unit), (ground, ink), font)
     pen.line((left, bottom, right, bottom), fill=ink)
-    return picture
+    return picture, (*glyphs, *more), tuple(bars)
+
+
+def placed(font: fonts.Font, text: str, x: float, y: float) -> list[Glyph]:
+    """The characters of a text that begins at x, its middle at height y."""
+    return [Glyph(char, x + middle, y) for char, middle in char_middles(font, text)]
 
 
 def draw_bars(
@@ -72,8 +82,10 @@ def draw_bars(
     axis: tuple[int, int, int, float],
     paints: tuple[Rgb, Rgb],
     font: fonts.Font,
-) -> None:
+) -> tuple[list[Glyph], list[Bar]]:
     """Draws the bars on the axis (left, bottom, right, pixels a unit), with labels below and at times values on top."""
+    glyphs: list[Glyph] = []
+    bars: list[Bar] = []
     left, bottom, right, unit = axis
     ground, ink = paints
     pitch = (right - left) / len(chart.labels)
@@ -85,10 +97,15 @@ def draw_bars(
     for i, (label, value, colour) in enumerate(zip(chart.labels, chart.values, colours, strict=True)):
         middle = left + (i + 0.5) * pitch
         head = round(bottom - value * unit)
-        pen.rectangle((round(middle - thick / 2), head, round(middle + thick / 2), bottom), fill=drawn(rng, colour))
+        box = (round(middle - thick / 2), head, round(middle + thick / 2), bottom)
+        pen.rectangle(box, fill=drawn(rng, colour))
+        bars.append(Bar(value, box))
         pen.text((middle, bottom + 4 + rise), label, fill=ink, font=font, anchor="ms")
+        glyphs += placed(font, label, middle - font.getlength(label) / 2, bottom + 4 + rise / 2)
         if printed:
             pen.text((middle, head - 2), str(value), fill=ink, font=font, anchor="mb")
+            glyphs += placed(font, str(value), middle - font.getlength(str(value)) / 2, head - 2 - rise / 2)
+    return glyphs, bars
 
 
 def label_font(rng: Random, size: tuple[int, int], chart: Chart, font_path: str) -> fonts.Font:

@@ -9,8 +9,6 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from scenes.paint import clip
-
 CLEAN_SHARE = 0.35
 NOISE_SIDE = 640
 NOISE_LEVELS = (2, 4, 6, 9)
@@ -26,11 +24,9 @@ def noise_bank(level: int) -> Image.Image:
 def relight(rng: Random, picture: Image.Image) -> Image.Image:
     """The picture with slightly other brightness, contrast and tint."""
     gain, lift = rng.uniform(0.86, 1.08), rng.uniform(-7, 7)
-    table: list[int] = []
-    for _ in range(3):
-        tint = rng.uniform(-4, 4)
-        table += [clip((level - 128) * gain + 128 + lift + tint) for level in range(256)]
-    return picture.point(table)
+    tints = np.array([rng.uniform(-4, 4) for _ in range(3)])[:, None]
+    table = ((np.arange(256) - 128) * gain + 128 + lift + tints).round().clip(0, 255).astype(int)
+    return picture.point(table.ravel().tolist())
 
 
 def add_noise(rng: Random, picture: Image.Image) -> Image.Image:

@@ -199,7 +199,7 @@ def draw_text(rng: Random, size: tuple[int, int], force: frozenset[str]) -> tupl
     """A picture of a text, at times with an object beside it."""
     name, ground = choose_ground(rng)
     picture = backgrounds.paint(rng, size, ground, "heldout" if "background" in force else "train")
-    printed = text.print_text(rng, picture, ground, fonts.choose(rng, "fonts" in force))
+    printed, glyphs = text.print_text(rng, picture, ground, fonts.choose(rng, "fonts" in force))
     things: tuple[Thing, ...] = ()
     if rng.random() < SHAPE_BY_TEXT_SHARE:
         colours = [colour for colour in visible_on(ground) if colour != printed.colour]
@@ -208,14 +208,14 @@ def draw_text(rng: Random, size: tuple[int, int], force: frozenset[str]) -> tupl
         x0, y0, x1, y1 = printed.box
         things = draw_things(rng, picture, kinds, [(x0 - edge, y0 - edge, x1 + edge, y1 + edge)])
     small = printed.box[3] - printed.box[1] < 40
-    return disturb(rng, picture, delicate=small), Scene(size, name, things, text=printed)
+    return disturb(rng, picture, delicate=small), Scene(size, name, things, text=printed, glyphs=glyphs)
 
 
 def draw_chart(rng: Random, size: tuple[int, int], force: frozenset[str]) -> tuple[Image.Image, Scene]:
     """A picture of a bar chart."""
     chart = charts.choose_chart(rng)
-    picture = charts.draw_chart(rng, size, chart, fonts.choose(rng, "fonts" in force))
-    return disturb(rng, picture, delicate=True), Scene(size, None, chart=chart)
+    picture, glyphs, bars = charts.draw_chart(rng, size, chart, fonts.choose(rng, "fonts" in force))
+    return disturb(rng, picture, delicate=True), Scene(size, None, chart=chart, glyphs=glyphs, bars=bars)
 
 
 def draw_pair(rng: Random, size: tuple[int, int], force: frozenset[str]) -> list[tuple[Image.Image, Scene]]:

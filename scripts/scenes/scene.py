@@ -36,6 +36,23 @@ class Thing:
 
 
 @dataclass(frozen=True)
+class Glyph:
+    """One printed character and the middle of its place, in pixels."""
+
+    char: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a chart; `box` as a thing's."""
+
+    value: int
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class Print:
     """A printed word, number or code; `panel` tells that a label lies between it and the background."""
 
@@ -56,13 +73,18 @@ class Chart:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's content; `background` is None where its colour has no name."""
+    """One picture's content; `background` is None where its colour has no name.
+
+    glyphs are all printed characters, on a chart its labels and numbers; no question is made from them or from bars: they
+    teach the vision tower what lies where."""
 
     size: tuple[int, int]
     background: str | None
     things: tuple[Thing, ...] = ()
     text: Print | None = None
     chart: Chart | None = None
+    glyphs: tuple[Glyph, ...] = ()
+    bars: tuple[Bar, ...] = ()
 
 
 def position(thing: Thing, size: tuple[int, int]) -> str | None:

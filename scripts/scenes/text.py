@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from scenes import fonts
 from scenes.paint import Rgb, clip, drawn, readable_on
-from scenes.scene import Print
+from scenes.scene import Glyph, Print
 from scenes.words import WORDS
 
 CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
@@ -81,13 +82,14 @@ def altered(rng: Random, content: str, kind: str) -> str:
     return candidate if candidate.lower() != content.lower() else content + "2"
 
 
-def print_text(rng: Random, picture: Image.Image, ground: Rgb, font_path: str) -> Print:
-    """Prints a text on the picture, at times on a label of its own; what was printed."""
+def print_text(rng: Random, picture: Image.Image, ground: Rgb, font_path: str) -> tuple[Print, tuple[Glyph, ...]]:
+    """Prints a text on the picture, at times on a label of its own; what was printed, and its characters' places."""
     while True:
         content, kind = choose_content(rng)
-        mask = fitting_mask(rng, content, font_path, picture.size)
-        if mask:
+        fitting = fitting_mask(rng, content, font_path, picture.size)
+        if fitting:
             break
+    mask, glyphs = fitting
     panel = rng.random() < PANEL_SHARE or not readable_on(ground)
     x, y = (rng.randint(0, side - part) for side, part in zip(picture.size, mask.size, strict=True))
     box = (x, y, x + mask.width, y + mask.height)
@@ -95,7 +97,7 @@ def print_text(rng: Random, picture: Image.Image, ground: Rgb, font_path: str) -
         ground = draw_panel(rng, picture, ground, box)
     colour = rng.choice(readable_on(ground))
     picture.paste(drawn(rng, colour), (x, y), mask)
-    return Print(content, kind, colour, box, panel)
+    return Print(content, kind, colour, box, panel), tuple(Glyph(g.char, g.x + x, g.y + y) for g in glyphs)
 
 
 def draw_panel(rng: Random, picture: Image.Image, ground: Rgb, box: Sequence[int]) -> Rgb:
@@ -109,8 +111,10 @@ def draw_panel(rng: Random, picture: Image.Image, ground: Rgb, box: Sequence[int
     return red, green, blue
 
 
-def fitting_mask(rng: Random, content: str, font_path: str, size: tuple[int, int]) -> Image.Image | None:
-    """The text's mask, slightly turned, with a little air round it; None where it does not fit legibly."""
+def fitting_mask(
+    rng: Random, content: str, font_path: str, size: tuple[int, int]
+) -> tuple[Image.Image, list[Glyph]] | None:
+    """The text's mask, slightly turned, with a little air round it, and its characters; None where it does not fit legibly."""
     capital, width, height = measure(font_path, content)
     smallest = SMALLEST_CAPITAL if content.upper() == content else 18.0
     wanted = smallest * (LARGEST_CAPITAL / smallest) ** rng.random()
@@ -121,9 +125,9 @@ def fitting_mask(rng: Random, content: str, font_path: str, size: tuple[int, int
     for shrink in (1.0, 0.85, 0.72):
         if shrink * scale * capital < smallest:
             break
-        mask = render(content, font_path, round(MEASURED_AT * scale * shrink + 0.4), angle)
+        mask, glyphs = render(content, font_path, round(MEASURED_AT * scale * shrink + 0.4), angle)
         if mask.width <= size[0] and mask.height <= size[1]:
-            return mask
+            return mask, glyphs
     return None
 
 
@@ -140,11 +144,24 @@ def measure(font_path: str, content: str) -> tuple[float, float, float]:
     return capital_height(font_path), right - left, bottom - top
 
 
-def render(content: str, font_path: str, size: int, angle: float) -> Image.Image:
-    """The text's mask at a font size, turned by an angle in degrees."""
+def render(content: str, font_path: str, size: int, angle: float) -> tuple[Image.Image, list[Glyph]]:
+    """The text's mask at a font size, turned by an angle in degrees, and its characters' places on the mask."""
     font = fonts.load(font_path, size)
     left, top, right, bottom = font.getbbox(content)
     air = 3
     mask = Image.new("L", (int(right - left) + 2 * air, int(bottom - top) + 2 * air))
     ImageDraw.Draw(mask).text((air - left, air - top), content, fill=255, font=font)
-    return mask.rotate(angle, Image.Resampling.BICUBIC, expand=True) if angle else mask
+    middle = mask.height / 2
+    glyphs = [Glyph(char, air - left + x, middle) for char, x in char_middles(font, content)]
+    if not angle:
+        return mask, glyphs
+    turned = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    offsets = [(g.char, g.x - mask.width / 2) for g in glyphs]
+    return turned, [Glyph(char, turned.width / 2 + x * cos, turned.height / 2 - x * sin) for char, x in offsets]
+
+
+def char_middles(font: fonts.Font, content: str) -> list[tuple[str, float]]:
+    """Each character with the middle of its advance, counted from the text's origin."""
+    ends = [0.0, *(font.getlength(content[: i + 1]) for i in range(len(content)))]
+    return [(char, (ends[i] + ends[i + 1]) / 2) for i, char in enumerate(content)]
