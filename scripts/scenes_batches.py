@@ -95,7 +95,7 @@ class Row:
 def add_turn(row: Row, tokenizer: Tokenizer, before: str, qa: scenes.QA, branch: int, answer: int) -> None:
     """One question and its answer; `before` is what the turn's text begins with."""
     row.add(tokenizer.encode(f"{before}{qa.question}<|im_end|>\n<|im_start|>assistant\n").ids, branch)
-    row.add([*answer_ids(tokenizer, qa.task, qa.answer), tokenizer.token_to_id("<|im_end|>")], branch, answer)
+    row.add([*answer_ids(tokenizer, qa.task, qa.answer), *tokenizer.encode("<|im_end|>").ids], branch, answer)
     row.add(tokenizer.encode("\n").ids, branch)
 
 
@@ -122,12 +122,12 @@ def chat_rows(
 
 def expand(row: Row, image_token_id: int, num_rows: int) -> Row:
     """The row with each placeholder repeated for the rows of its image."""
-    repeats = [num_rows if i == image_token_id else 1 for i in row.ids]
+    at = [n for n, i in enumerate(row.ids) for _ in range(num_rows if i == image_token_id else 1)]
     return Row(
-        *(
-            [x for x, n in zip(xs, repeats, strict=True) for _ in range(n)]
-            for xs in (row.ids, row.learned, row.branch, row.answers)
-        )
+        ids=[row.ids[n] for n in at],
+        learned=[row.learned[n] for n in at],
+        branch=[row.branch[n] for n in at],
+        answers=[row.answers[n] for n in at],
     )
 
 
@@ -156,7 +156,9 @@ def make_batch(
     is_pairs = rng.random() < PAIRS_SHARE
     manner = "first" if split != "train" else rng.choices(list(MANNERS), list(MANNERS.values()))[0]
     kinds = KIND_WEIGHTS if min(size) >= SMALLEST_CHART else {**KIND_WEIGHTS, "chart": 0}
-    images, cells, tasks = [], [], []
+    images: list[np.ndarray] = []
+    cells: list[np.ndarray] = []
+    tasks: list[str] = []
     rows: list[tuple[Row, Tensor, Tensor]] = []
     for _ in range(num_pictures):
         kind = "pair" if is_pairs else rng.choices(list(kinds), list(kinds.values()))[0]

@@ -137,7 +137,9 @@ def accuracy(
 
 def optimizers(params: Tree, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the network, AdamW for embeddings, the patch projection, norms, biases and the cells' head."""
-    hidden, outer, vectors = [], [], []
+    hidden: list[Tensor] = []
+    outer: list[Tensor] = []
+    vectors: list[Tensor] = []
     for name, p in items(params):
         is_outer = name in ("cells", "text.embed", "vision.patch")
         (vectors if p.ndim == 1 else outer if is_outer else hidden).append(p)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from vlmfx import hub, weights
+from vlmfx import weights
 from vlmfx.device import DTYPES, resolve_device, resolve_dtype
 from vlmfx.errors import CheckpointError, InvalidRequest, UnsupportedModel
+from vlmfx.hub import resolve
 from vlmfx.processing.chat import load_chat_template
 from vlmfx.processing.prompt import Processor
 from vlmfx.processing.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ def load(
 
     trust_remote_code is accepted and never runs anything: every family is implemented here. Raises CheckpointError (or its kind
     UnsupportedModel) with what is missing or does not fit."""
-    folder = hub.resolve(model, revision=revision, token=token)
+    folder = resolve(model, revision=revision, token=token)
     hf = read_json(folder, "config.json")
     family = family_of(hf, str(model))
     functions = importlib.import_module(f"vlmfx.models.{family}")
@@ -94,10 +95,10 @@ def load_processor(
     """The processor of a model folder, without its weights."""
     functions = importlib.import_module(f"vlmfx.processing.{family}")
     context = config.text.max_position_embeddings
-    if max_model_len is not None and not 1 < max_model_len <= context:
+    if max_model_len is not None and not (isinstance(max_model_len, int) and 1 < max_model_len <= context):
         raise InvalidRequest(
             "max_model_len",
-            f"it is {max_model_len}, expected 2 to {context}, the model's context.",
+            f"it is {max_model_len!r}, expected 2 to {context}, the model's context; leave it out for all of that.",
             found=max_model_len,
             expected=context,
         )
@@ -119,7 +120,8 @@ def family_of(hf: dict[str, Any], where: str) -> str:
         if architecture in FAMILIES:
             return FAMILIES[architecture]
     raise UnsupportedModel(
-        f"{where}: config.json names the architecture {', '.join(found) or 'none'}, which is not implemented; use one of {', '.join(FAMILIES)}."
+        f"{where}: config.json names the architecture {', '.join(found) or 'none'}, which is not implemented; "
+        f"use one of {', '.join(FAMILIES)}."
     )
 
 
@@ -152,11 +154,18 @@ class WeightFiles:
     @cached_property
     def _location(self) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
         """Name → file, name in that file, stored shape; read from the headers."""
-        location = {}
+        location: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
         for path in self._files:
             with _open(path) as handle:
                 for key in handle.keys():  # noqa: SIM118, a safe_open handle is no dict
-                    location[self._published(key)] = (path, key, tuple(handle.get_slice(key).get_shape()))
+                    name = self._published(key)
+                    if name in location:
+                        other, twin, _ = location[name]
+                        raise CheckpointError(
+                            f"{self.folder}: {key} in {path.name} and {twin} in {other.name} are the same weight; "
+                            "remove one of them."
+                        )
+                    location[name] = (path, key, tuple(handle.get_slice(key).get_shape()))
         return location
 
     @property
@@ -247,5 +256,7 @@ def _eos_token_ids(folder: Path, hf: dict[str, Any]) -> tuple[int, ...]:
     """generation_config.json's, else config.json's: an id or a list."""
     generation = read_json(folder, "generation_config.json", default={})
     text = hf.get("text_config", {})
-    eos = next((c["eos_token_id"] for c in (generation, hf, text) if c.get("eos_token_id") is not None), [])
+    eos: int | list[int] = next(
+        (c["eos_token_id"] for c in (generation, hf, text) if c.get("eos_token_id") is not None), []
+    )
     return tuple(eos) if isinstance(eos, list) else (eos,)

@@ -108,7 +108,9 @@ def demo(args: argparse.Namespace) -> int:
     for question in questions:
         output = llm.generate(chat([str(picture)], question))[0]
         metrics = output.metrics
-        assert metrics is not None and metrics.time_to_first_token_s is not None and metrics.decode_s is not None
+        assert metrics is not None
+        assert metrics.time_to_first_token_s is not None
+        assert metrics.decode_s is not None
         rate = (metrics.output_tokens - 1) / metrics.decode_s if metrics.output_tokens > 1 else 0.0
         print(f"\nquestion  {question}\nanswer    {output.outputs[0].text}")
         print(

@@ -66,7 +66,7 @@ class LLM:
             raise InvalidRequest(
                 "max_num_seqs", f"it is {max_num_seqs!r}; use a whole number of 1 or more.", found=max_num_seqs
             )
-        loading = {
+        loading: dict[str, Any] = {
             "dtype": dtype, "device": device, "max_model_len": max_model_len, "chat_template": chat_template, "revision": revision,
             "token": hf_token,
         }  # fmt: skip
@@ -95,6 +95,8 @@ class LLM:
         on_text(number, text) is called with new text of each prompt as it comes. A single prompt that is wrong raises
         InvalidRequest. In a list its place holds a result with `error` set and the others finish; with on_error="raise" a
         BatchError follows that carries all outputs."""
+        if on_error not in ("return", "raise"):
+            raise InvalidRequest("on_error", f'it is {on_error!r}; use "return" or "raise".', found=on_error)
         is_single = not isinstance(prompts, (list, tuple))
         items = [prompts] if is_single else list(prompts)
         params = _params_for(items, sampling_params)
@@ -147,16 +149,21 @@ def generate(
 def _params_for(items: list[Any], given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
     if given is None:
         return [SamplingParams.greedy()] * len(items)
-    if isinstance(given, SamplingParams):
-        return [given] * len(items)
-    if len(given) != len(items):
+    params: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given] * len(items)
+    for value in params:
+        if not isinstance(value, SamplingParams):
+            kind = type(value).__name__
+            raise InvalidRequest(
+                "sampling_params", f"found a {kind}; pass one SamplingParams, or a list of them.", found=kind
+            )
+    if len(params) != len(items):
         raise InvalidRequest(
             "sampling_params",
-            f"{len(given)} were given for {len(items)} prompts; pass one, or one a prompt.",
-            found=len(given),
+            f"{len(params)} were given for {len(items)} prompts; pass one, or one a prompt.",
+            found=len(params),
             expected=len(items),
         )
-    return list(given)
+    return params
 
 
 def _text_of(item: Any) -> str | None:

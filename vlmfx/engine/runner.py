@@ -20,14 +20,14 @@ TOKEN_BUCKET = 16  # prefill lengths are padded to a multiple of this
 
 
 def allocate(model: Model, num_rows: int, length: int) -> Cache:
-    """A cache of num_rows sequences of at most `length` tokens; its contents are undefined until written."""
+    """A cache of num_rows sequences of at most `length` tokens, all zero."""
     text = model.config.text
     shape = (num_rows, text.num_kv_heads, length, text.head_dim)
 
-    def empty() -> Tensor:
-        return torch.empty(shape, dtype=model.dtype, device=model.device)
+    def zeros() -> Tensor:
+        return torch.zeros(shape, dtype=model.dtype, device=model.device)
 
-    return [(empty(), empty()) for _ in range(text.num_layers)]
+    return [(zeros(), zeros()) for _ in range(text.num_layers)]
 
 
 def move_row(cache: Cache, source: int, target: int) -> None:
@@ -58,7 +58,12 @@ def encode(model: Model, requests: Sequence[ModelInputs]) -> list[Tensor | None]
 def prefill(
     model: Model, requests: Sequence[ModelInputs], cache: Cache, first_row: int, bucket: int = TOKEN_BUCKET
 ) -> Tensor:
-    """Logits (n, vocab) of the token after each prompt; the prompts' keys and values are in rows first_row, first_row + 1, ..."""
+    """Logits (n, vocab) of the token after each prompt; the prompts' keys and values are in rows first_row, first_row + 1, ...
+
+    What these rows held before is cleared: a masked slot weighs 0, but 0·NaN is NaN."""
+    for k, v in cache:
+        k[first_row : first_row + len(requests)].zero_()
+        v[first_row : first_row + len(requests)].zero_()
     features = encode(model, requests)
     present = [f for f in features if f is not None]
     lengths = [len(r.token_ids) for r in requests]

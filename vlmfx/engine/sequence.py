@@ -59,14 +59,23 @@ class Sequence:
                     for i, (value, rank) in candidates.items()
                 }
             )
-        step = self._stop.step(token_id, self._detokenizer.push(token_id) if self.params.detokenize else "")
-        text = step.text
+        before, text = self._new_text(token_id)
+        step = self._stop.step(token_id, text, before)
         if step.finish_reason is not None:
             self.end = step
-            if self.params.detokenize and step.finish_reason == "length":
-                text += self._detokenizer.finish()
-        self._text.append(text)
-        return text
+        self._text.append(step.text)
+        return step.text
+
+    def _new_text(self, token_id: int) -> tuple[str, str]:
+        """(what earlier tokens left open, the token's own text); a last token closes what is open."""
+        if not self.params.detokenize:
+            return "", ""
+        ending = self._stop.ending(token_id)
+        if ending == "stop":
+            before = self._detokenizer.finish()
+            return before, self._detokenizer.push(token_id) + self._detokenizer.finish()
+        text = self._detokenizer.push(token_id)
+        return "", text + self._detokenizer.finish() if ending == "length" else text
 
     def output(self) -> RequestOutput:
         """The finished request's result."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vlmfx.engine.request import FinishReason, SamplingParams
 
@@ -47,8 +48,16 @@ class StopChecker:
         self._matchers = [_Matcher(string) for string in params.stop or ()]
         self._held = ""  # seen and not emitted: the beginning of a stop string
 
-    def step(self, token_id: int, text: str = "") -> StopStep:
-        """token_id is the next token, text what it added to the decoded text (empty in the middle of a character)."""
+    def ending(self, token_id: int) -> Literal["stop", "length"] | None:
+        """Whether this next token is the last one, whatever its text."""
+        if self.num_tokens >= self._min_tokens and (token_id in self._eos or token_id in self._stop_ids):
+            return "stop"
+        return "length" if self.num_tokens + 1 >= self._max_tokens else None
+
+    def step(self, token_id: int, text: str = "", before: str = "") -> StopStep:
+        """token_id is the next token, text what it added to the decoded text (empty in the middle of a character).
+
+        before is text of the tokens before it that was held back until now, as only a last token settles it."""
         assert not self.finished, "step after the end"
         self.num_tokens += 1
         may_stop = self.num_tokens > self._min_tokens
@@ -56,6 +65,7 @@ class StopChecker:
         is_stop_id = may_stop and token_id in self._stop_ids
         if (is_eos or is_stop_id) and not self._include:
             text = ""
+        text = before + text
         for at, char in enumerate(text, start=len(self._held) + 1):
             # Every matcher sees every character, found or not: a string found too early must not blind the others.
             complete = [m.pattern for m in self._matchers if m.feed(char)]

@@ -115,7 +115,7 @@ def _attention(
         assert kv is not None, "decoding reads a cache"
         out = paged_decode_attention(q, *kv, batch.max_context_len, batch.mask, scale)
     else:
-        out = prefill_attention(q, k, v, batch.seq_lens, scale)
+        out = prefill_attention(q, k, v, batch.seq_lens, scale, batch.mask)
     return out.reshape(len(h), -1)
 
 

@@ -19,9 +19,11 @@ Cache = list[tuple[Tensor, Tensor]]  # (k, v) a layer, each [num_blocks, num_kv_
 class Batch:
     """What attention must know of one step's packed tokens, besides the tokens themselves.
 
-    seq_lens: new tokens of each sequence in packed order; tokens after them are padding. slots: where new keys and values go,
-    None without a cache (training, pooling). max_context_len and mask describe the cached contexts of a decode step, in which
-    every sequence has one new token; max_context_len 0 means prefill."""
+    seq_lens: new tokens of each sequence in packed order; tokens after them are padding. slots: where new keys and values
+    go, None without a cache (training, pooling). max_context_len: the longest cached context of a decode step, in which
+    every sequence has one new token; 0 means prefill. mask, broadcast to (num_seqs, heads, queries, keys) bool: in decode
+    the slots that belong to each context, None where all are equally long; in prefill the pairs that attend, None for the
+    causal rule."""
 
     seq_lens: tuple[int, ...]
     slots: Slots | None = None

@@ -55,7 +55,8 @@ def config(hf: dict[str, Any]) -> LlavaConfig:
     )
     if any(not 0 <= i <= vision.num_layers for i in counted):
         raise CheckpointError(
-            f"config.json: vision_feature_layer is {layers} but the tower has {vision.num_layers} layers; restore the published config.json."
+            f"config.json: vision_feature_layer is {layers} but the tower has {vision.num_layers} layers; "
+            "restore the published config.json."
         )
     text = {"tie_word_embeddings": hf.get("tie_word_embeddings", False), **hf["text_config"]}
     return LlavaConfig(
@@ -82,10 +83,13 @@ def param_specs(cfg: LlavaConfig) -> Tree:
 
 
 def is_unused(cfg: LlavaConfig, name: str) -> bool:
-    """True for checkpoint names that are right to be there and are not needed: layers above the feature layer, buffers."""
+    """True for checkpoint names that are right to be there and are not needed: layers above the feature layer, a copy of tied
+    embeddings, buffers."""
     tower = "vision_tower.vision_model."
     if name.startswith(f"{tower}encoder.layers."):
         return int(name.split(".")[4]) >= max(cfg.feature_layers)
+    if cfg.text.tie_word_embeddings and name == "language_model.lm_head.weight":
+        return True
     return name.startswith(f"{tower}post_layernorm.") or name.endswith(("position_ids", "rotary_emb.inv_freq"))
 
 

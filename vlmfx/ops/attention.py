@@ -40,12 +40,20 @@ def cache_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: S
     v_cache.transpose(1, 2).index_put_(at, v)
 
 
-def prefill_attention(q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], scale: float) -> Tensor:
-    """Causal attention of each sequence to itself; q (tokens, heads, D), k and v (tokens, kv_heads, D) → q's shape."""
+def prefill_attention(
+    q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], scale: float, mask: Tensor | None = None
+) -> Tensor:
+    """Causal attention of each sequence to itself; q (tokens, heads, D), k and v (tokens, kv_heads, D) → q's shape.
+
+    mask (num_seqs, 1, T, T), for sequences of one length T, says which pairs attend in place of the causal rule."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = (t.repeat_interleave(groups, 1) for t in (k, v))
-    return _packed_attention(q, k, v, seq_lens, scale, is_causal=True)
+    if mask is None:
+        return _packed_attention(q, k, v, seq_lens, scale, is_causal=True)
+    q, k, v = (t.unflatten(0, (len(seq_lens), -1)).transpose(1, 2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 def vision_attention(q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], scale: float) -> Tensor:
@@ -78,8 +86,8 @@ def _packed_attention(
         while j < len(seq_lens) and seq_lens[j] == length:
             j += 1
         end = start + length * (j - i)
-        batch = (t[start:end].unflatten(0, (j - i, length)).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(*batch, is_causal=is_causal, scale=scale)
+        rows = [t[start:end].unflatten(0, (j - i, length)).transpose(1, 2) for t in (q, k, v)]
+        out = F.scaled_dot_product_attention(rows[0], rows[1], rows[2], is_causal=is_causal, scale=scale)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
         start, i = end, j
     if start < len(q):

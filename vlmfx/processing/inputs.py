@@ -41,13 +41,14 @@ def expand_placeholders(ids: Sequence[int], token_id: int, layouts: Sequence[Ima
     """ids with the i-th placeholder token repeated layouts[i].num_rows times; ids that are expanded already pass as they are.
 
     Raises InvalidRequest when placeholders and images differ in number."""
-    count, rows = ids.count(token_id), sum(layout.num_rows for layout in layouts)
-    if count == rows and _runs(ids, token_id) == [layout.num_rows for layout in layouts]:
+    count = ids.count(token_id)
+    if _are_expanded(ids, token_id, layouts):
         return list(ids)
     if count != len(layouts):
         raise InvalidRequest(
             "prompt",
-            f"it has {count} image placeholder{'s' * (count != 1)} but {len(layouts)} image{'s were' if len(layouts) != 1 else ' was'} given; "
+            f"it has {count} image placeholder{'s' * (count != 1)} but {len(layouts)} "
+            f"image{'s were' if len(layouts) != 1 else ' was'} given; "
             + (
                 "add an image or remove a placeholder."
                 if count > len(layouts)
@@ -61,6 +62,17 @@ def expand_placeholders(ids: Sequence[int], token_id: int, layouts: Sequence[Ima
     for token in ids:
         out.extend([token] * next(remaining).num_rows if token == token_id else [token])
     return out
+
+
+def _are_expanded(ids: Sequence[int], token_id: int, layouts: Sequence[ImageLayout]) -> bool:
+    """Whether every run of token_id holds the rows of whole images, which may touch."""
+    remaining = [layout.num_rows for layout in reversed(layouts)]
+    for run in _runs(ids, token_id):
+        while run > 0 and remaining:
+            run -= remaining.pop()
+        if run:
+            return False
+    return not remaining
 
 
 def _runs(ids: Sequence[int], token_id: int) -> list[int]:

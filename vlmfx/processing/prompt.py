@@ -41,20 +41,13 @@ def prepare(processor: Processor, prompt: Any) -> ModelInputs:
     """ "text" | {"prompt" | "prompt_token_ids" | "messages", "multi_modal_data", "mm_processor_kwargs"} → ModelInputs.
 
     Raises InvalidRequest for anything about the prompt that cannot work, before any compute."""
-    request = {"prompt": prompt} if isinstance(prompt, str) else prompt
-    _check_keys(request)
-    functions, cfg = processor.functions, _request_config(processor, request.get("mm_processor_kwargs") or {})
-    text, media = request.get("prompt"), request.get("multi_modal_data") or {}
+    request = _checked_request({"prompt": prompt} if isinstance(prompt, str) else prompt)
+    functions, cfg = processor.functions, _request_config(processor, request.get("mm_processor_kwargs", {}))
+    text: str | None = request.get("prompt")
+    images: Any = request.get("multi_modal_data", {}).get("image")
     if "messages" in request:
         text, images = chat_prompt(processor, request["messages"])
-    else:
-        unknown = set(media) - {"image"}
-        if unknown:
-            raise InvalidRequest(
-                "multi_modal_data", f'it has {sorted(unknown)}; pass "image" only.', found=sorted(unknown)
-            )
-        images = media.get("image")
-    ids = list(request["prompt_token_ids"]) if "prompt_token_ids" in request else encode_text(processor, str(text))
+    ids = _ids_of(request["prompt_token_ids"]) if text is None else encode_text(processor, text)
     _check_ids(processor, ids)
     vision, embeds, layouts = _images(functions, cfg, images)
     expanded = expand_placeholders(ids, cfg.image_token_id, layouts)
@@ -96,40 +89,58 @@ def encode_text(processor: Processor, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=not has_bos)
 
 
-def _check_keys(request: Any) -> None:
+def _checked_request(request: Any) -> dict[str, Any]:
+    """The request without the keys that hold None. Raises InvalidRequest for anything but one prompt and what goes with it."""
     if not isinstance(request, dict):
         raise InvalidRequest(
             "prompt", f"it is a {type(request).__name__}; pass a string or a dict.", found=type(request).__name__
         )
-    unknown = set(request) - PROMPT_KEYS
+    unknown = [key for key in request if key not in PROMPT_KEYS]
     if unknown:
-        raise InvalidRequest(
-            "prompt", f"unknown keys {sorted(unknown)}; use {sorted(PROMPT_KEYS)}.", found=sorted(unknown)
-        )
-    sources = [key for key in ("prompt", "prompt_token_ids", "messages") if request.get(key) is not None]
+        raise InvalidRequest("prompt", f"unknown keys {unknown}; use {sorted(PROMPT_KEYS)}.", found=unknown)
+    request = {key: value for key, value in request.items() if value is not None}
+    sources = [key for key in ("prompt", "prompt_token_ids", "messages") if key in request]
     if len(sources) != 1:
         raise InvalidRequest(
             "prompt",
             f'it has {sources or "none"} of "prompt", "prompt_token_ids" and "messages"; give exactly one.',
             found=sources,
         )
-    if sources == ["prompt"] and not isinstance(request["prompt"], str):
-        raise InvalidRequest("prompt", f"it is a {type(request['prompt']).__name__}; pass a string.")
-    if "messages" in request and request.get("multi_modal_data"):
+    text = request.get("prompt", "not given")
+    if not isinstance(text, str) or not text:
+        found = "empty" if text == "" else f"a {type(text).__name__}"
+        raise InvalidRequest("prompt", f"it is {found}; pass a string of at least one character.", found=text)
+    for key in ("multi_modal_data", "mm_processor_kwargs"):
+        if not isinstance(request.get(key, {}), dict):
+            found = type(request[key]).__name__
+            raise InvalidRequest(key, f"it is a {found}; pass a dict.", found=found, expected="dict")
+    media = request.get("multi_modal_data", {})
+    if "messages" in request and media:
         raise InvalidRequest(
             "multi_modal_data", "it stands beside messages; put the images into the messages as parts."
         )
+    others = [key for key in media if key != "image"]
+    if others:
+        raise InvalidRequest("multi_modal_data", f'it has {others}; pass "image" only.', found=others)
+    return request
+
+
+def _ids_of(value: Any) -> list[Any]:
+    """The ids of a list, tuple, array or tensor, as Python numbers."""
+    ids = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
+    if not isinstance(ids, (list, tuple)):
+        kind = type(value).__name__
+        raise InvalidRequest("prompt_token_ids", f"it is a {kind}; pass a list of integers.", found=kind)
+    return [int(i) if isinstance(i, np.integer) else i for i in ids]
 
 
 def _check_ids(processor: Processor, ids: Sequence[Any]) -> None:
     vocab_size = processor.vocab_size
-    bad = next(
-        (i for i in ids if not isinstance(i, (int, np.integer)) or isinstance(i, bool) or not 0 <= i < vocab_size), None
-    )
-    if bad is not None:
-        raise InvalidRequest(
-            "prompt_token_ids", f"it holds {bad!r}; use integers from 0 to {vocab_size - 1}.", found=bad
-        )
+    for i in ids:
+        if type(i) is not int or not 0 <= i < vocab_size:
+            raise InvalidRequest(
+                "prompt_token_ids", f"it holds {i!r}; use integers from 0 to {vocab_size - 1}.", found=i
+            )
 
 
 def _request_config(processor: Processor, settings: dict[str, Any]) -> Any:
@@ -140,7 +151,7 @@ def _request_config(processor: Processor, settings: dict[str, Any]) -> Any:
             raise InvalidRequest(
                 "mm_processor_kwargs", f'it has "{key}"; this model knows {sorted(known) or "none"}.', found=key
             )
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise InvalidRequest(
                 f"mm_processor_kwargs.{key}", f"it is {value!r}; use a positive number of pixels.", found=value
             )

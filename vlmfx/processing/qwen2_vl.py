@@ -116,22 +116,20 @@ def patch_positions(height: int, width: int, merge_size: int) -> Tensor:
 
 
 def embed_inputs(cfg: Qwen2VLProcessing, value: Any) -> tuple[Tensor, list[ImageLayout]]:
-    """{"image_embeds": rows, "image_grid_thw": (n, 3)} → rows and layouts; the grid gives both their number and their positions."""
+    """{"image_embeds": rows, "image_grid_thw": (n, 3)}, or a list of such → rows and layouts.
+
+    The grid gives both the number of rows and their positions."""
+    if isinstance(value, (list, tuple)):
+        parts = [embed_inputs(cfg, item) for item in value]
+        return torch.cat([rows for rows, _ in parts]), [layout for _, layouts in parts for layout in layouts]
     if not isinstance(value, dict) or "image_grid_thw" not in value or "image_embeds" not in value:
         raise InvalidRequest(
             "multi_modal_data.image",
             'embeddings came without their grid; pass {"image_embeds": rows, "image_grid_thw": grid}.',
         )
     rows = rows_of(value["image_embeds"], cfg.hidden_size)
-    grids = torch.as_tensor(value["image_grid_thw"]).reshape(-1, 3).tolist()
-    for grid in grids:
-        if min(grid) < 1 or grid[1] % cfg.merge_size or grid[2] % cfg.merge_size:
-            raise InvalidRequest(
-                "multi_modal_data.image.image_grid_thw",
-                f"it holds {grid}, expected time ≥ 1 and positive multiples of {cfg.merge_size} for height and width; count patches before merging.",
-                found=grid,
-            )
-    layouts = [layout_of_grid(cfg, (t, h, w)) for t, h, w in grids]
+    grids = _grids(cfg, value["image_grid_thw"])
+    layouts = [layout_of_grid(cfg, grid) for grid in grids]
     expected = sum(item.num_rows for item in layouts)
     if expected != len(rows):
         raise InvalidRequest(
@@ -141,6 +139,31 @@ def embed_inputs(cfg: Qwen2VLProcessing, value: Any) -> tuple[Tensor, list[Image
             expected=expected,
         )
     return rows, layouts
+
+
+def _grids(cfg: Qwen2VLProcessing, value: Any) -> list[tuple[int, int, int]]:
+    """(time, height, width) in patches of each image. Raises InvalidRequest for what is no such table."""
+    try:
+        grids = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        grids = torch.empty(0)
+    if not grids.numel() or grids.is_floating_point() or grids.shape[-1] != 3:
+        raise InvalidRequest(
+            "multi_modal_data.image.image_grid_thw",
+            f"it is {str(value)[:80]}, expected integers of shape (images, 3); "
+            "give time, height and width of each image in patches.",
+            found=value,
+        )
+    rows: list[tuple[int, int, int]] = [(t, h, w) for t, h, w in grids.reshape(-1, 3).tolist()]
+    for grid in rows:
+        if min(grid) < 1 or grid[1] % cfg.merge_size or grid[2] % cfg.merge_size:
+            raise InvalidRequest(
+                "multi_modal_data.image.image_grid_thw",
+                f"it holds {list(grid)}, expected time ≥ 1 and positive multiples of {cfg.merge_size} for height and "
+                "width; count patches before merging.",
+                found=grid,
+            )
+    return rows
 
 
 def positions(cfg: Qwen2VLProcessing, ids: Sequence[int], layouts: Sequence[ImageLayout]) -> tuple[Tensor, int]:

@@ -1,0 +1,62 @@
+"""The README's examples run as they stand, and the commands it names exist."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """A folder with the picture that the examples open."""
+    shutil.copy(ROOT / "vlmfx/assets/demo.png", tmp_path / "picture.png")
+    return tmp_path
+
+
+def run(args, desk):
+    return subprocess.run([sys.executable, *args], cwd=desk, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON_BLOCKS)))
+def test_python_block_runs(desk, number):
+    done = run(["-c", PYTHON_BLOCKS[number]], desk)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_first_example_prints_what_the_readme_says(desk):
+    expected = re.search(r"prints `(.*?)` for", README)
+    assert expected is not None
+    assert run(["-c", PYTHON_BLOCKS[0]], desk).stdout.strip() == expected[1]
+
+
+def test_command_line_example_answers(desk):
+    done = run(["-m", "vlmfx", "generate", "--image", "picture.png", "How many objects are there?"], desk)
+    assert (done.returncode, done.stdout.strip()) == (0, "4"), done.stderr
+
+
+def test_command_line_error_is_one_sentence(desk):
+    done = run(["-m", "vlmfx", "generate", "--image", "missing.png", "What is this?"], desk)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "missing.png" in done.stderr
+
+
+def test_demo_prints_question_answer_and_speed(desk):
+    done = run(["-m", "vlmfx", "demo"], desk)
+    assert done.returncode == 0, done.stderr
+    for word in ("picture", "question", "answer", "tokens per second"):
+        assert word in done.stdout
+
+
+def test_make_targets_that_the_readme_names_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"^make (\S+)", README, re.M)):
+        assert re.search(rf"^{target}:", makefile, re.M), target
