@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from vlmfx.errors import CheckpointError, InvalidRequest
-from vlmfx.processing.chat import load_chat_template, messages_for_template, render_chat, template_takes_parts
+from vlmfx.processing.chat import load_chat_template, render_chat, template_takes_parts
+from vlmfx.processing.messages import messages_for_template
 from vlmfx.processing.tokenizer import Tokenizer
 
 GOLDENS = Path(__file__).parents[3] / "shared" / "goldens"

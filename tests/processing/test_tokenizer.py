@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from vlmfx.errors import CheckpointError, InvalidRequest
-from vlmfx.processing.tokenizer import IncrementalDetokenizer, Tokenizer
+from vlmfx.processing.detokenizer import IncrementalDetokenizer
+from vlmfx.processing.tokenizer import Tokenizer
 
 MODELS = Path(__file__).parents[3] / "shared" / "goldens" / "models"
 FOLDERS = sorted(MODELS.glob("*/tokenizer.json"))
@@ -111,14 +112,14 @@ def test_pieces_come_early_and_are_final():
 def test_a_step_costs_a_window_not_the_whole(name, monkeypatch):
     tokenizer = MADE[name]
     num_decoded = 0
-    decode = Tokenizer._decode
+    decode = Tokenizer.decode_raw
 
     def counted(self, ids, skip):
         nonlocal num_decoded
         num_decoded += len(ids)
         return decode(self, ids, skip)
 
-    monkeypatch.setattr(Tokenizer, "_decode", counted)
+    monkeypatch.setattr(Tokenizer, "decode_raw", counted)
     rng = random.Random(0)
     detokenizer = IncrementalDetokenizer(tokenizer)
     invalid = tokenizer.encode("é", add_special_tokens=False)[-1]  # the second half of é, again and again

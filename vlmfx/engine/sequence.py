@@ -8,8 +8,8 @@ import time
 from vlmfx.checkpoint import Model
 from vlmfx.engine.request import CompletionOutput, Logprob, RequestMetrics, RequestOutput, SamplingParams
 from vlmfx.engine.stopping import StopChecker, StopStep
+from vlmfx.processing.detokenizer import IncrementalDetokenizer
 from vlmfx.processing.inputs import ModelInputs
-from vlmfx.processing.tokenizer import IncrementalDetokenizer
 
 
 class Sequence:

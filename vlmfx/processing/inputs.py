@@ -41,9 +41,20 @@ def expand_placeholders(ids: Sequence[int], token_id: int, layouts: Sequence[Ima
     """ids with the i-th placeholder token repeated layouts[i].num_rows times; ids that are expanded already pass as they are.
 
     Raises InvalidRequest when placeholders and images differ in number."""
-    count = ids.count(token_id)
-    if _are_expanded(ids, token_id, layouts):
+    if len(ids) == expanded_length(ids, token_id, layouts):
         return list(ids)
+    out: list[int] = []
+    remaining = iter(layouts)
+    for token in ids:
+        out.extend([token] * next(remaining).num_rows if token == token_id else [token])
+    return out
+
+
+def expanded_length(ids: Sequence[int], token_id: int, layouts: Sequence[ImageLayout]) -> int:
+    """len(expand_placeholders(...)), which may be too long to be made. Raises InvalidRequest as that does."""
+    if _are_expanded(ids, token_id, layouts):
+        return len(ids)
+    count = ids.count(token_id)
     if count != len(layouts):
         raise InvalidRequest(
             "prompt",
@@ -57,11 +68,7 @@ def expand_placeholders(ids: Sequence[int], token_id: int, layouts: Sequence[Ima
             found=count,
             expected=len(layouts),
         )
-    out: list[int] = []
-    remaining = iter(layouts)
-    for token in ids:
-        out.extend([token] * next(remaining).num_rows if token == token_id else [token])
-    return out
+    return len(ids) + sum(layout.num_rows - 1 for layout in layouts)
 
 
 def _are_expanded(ids: Sequence[int], token_id: int, layouts: Sequence[ImageLayout]) -> bool:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from vlmfx.errors import InvalidRequest
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.processing.chat import messages_for_template, render_chat, template_takes_parts
+from vlmfx.processing.chat import render_chat, template_takes_parts
 from vlmfx.processing.images import load_image
-from vlmfx.processing.inputs import ImageLayout, ModelInputs, expand_placeholders, index_features
+from vlmfx.processing.inputs import ImageLayout, ModelInputs, expand_placeholders, expanded_length, index_features
+from vlmfx.processing.messages import messages_for_template
 from vlmfx.processing.tokenizer import Tokenizer
 
 IMAGE_FIELD = "multi_modal_data.image"
@@ -50,15 +51,16 @@ def prepare(processor: Processor, prompt: Any) -> ModelInputs:
     ids = _ids_of(request["prompt_token_ids"]) if text is None else encode_text(processor, text)
     _check_ids(processor, ids)
     vision, embeds, layouts = _images(functions, cfg, images)
-    expanded = expand_placeholders(ids, cfg.image_token_id, layouts)
-    if not 0 < len(expanded) < processor.max_model_len:
+    length = expanded_length(ids, cfg.image_token_id, layouts)
+    if not 0 < length < processor.max_model_len:
         raise InvalidRequest(
             "prompt",
-            f"it is {len(expanded)} tokens long, expected 1 to {processor.max_model_len - 1} (max_model_len − 1); "
-            + ("shorten it or use fewer or smaller images." if expanded else "write something."),
-            found=len(expanded),
+            f"it is {length} tokens long, expected 1 to {processor.max_model_len - 1} (max_model_len − 1); "
+            + ("shorten it or use fewer or smaller images." if length else "write something."),
+            found=length,
             expected=processor.max_model_len - 1,
         )
+    expanded = expand_placeholders(ids, cfg.image_token_id, layouts)
     positions, next_position = functions.positions(cfg, expanded, layouts)
     return ModelInputs(
         prompt=text,

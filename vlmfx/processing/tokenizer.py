@@ -6,7 +6,6 @@ Follows huggingface/transformers 5.23: src/transformers/tokenization_utils_base.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +22,7 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _VOCABULARIES = ("tokenizer.model", "vocab.json", "vocab.txt")  # what transformers can convert
 _CLEAN_UP = (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")
 _CLEAN_UP_SUFFIXES = ("'m", "'s", "'ve", "'re")
-_UNCLEAN = frozenset(" .?!,'ntmsver")  # every character that clean-up reads or writes
+UNCLEAN = frozenset(" .?!,'ntmsver")  # every character that clean-up reads or writes
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +90,16 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids; an id beyond the vocabulary (embedding tables are padded) decodes to nothing."""
-        return self._cleaned(self._decode(ids, skip_special_tokens))
+        return self.cleaned(self.decode_raw(ids, skip_special_tokens))
 
-    def _decode(self, ids: Iterable[int], skip_special_tokens: bool) -> str:
+    def decode_raw(self, ids: Iterable[int], skip_special_tokens: bool) -> str:
+        """`decode` before spaces are cleaned up."""
         in_range = [i for i in ids if 0 <= i < 2**32]  # the library drops unknown ids, but fails outside uint32
         text: str = self.backend.decode(in_range, skip_special_tokens=skip_special_tokens)
         return text
 
-    def _cleaned(self, text: str) -> str:
+    def cleaned(self, text: str) -> str:
+        """text without the spaces before signs, for a tokenizer that wants it so."""
         if self.cleans_up_spaces:
             for spaced, joined in (*_CLEAN_UP, *((f" {s}", s) for s in _CLEAN_UP_SUFFIXES)):
                 text = text.replace(spaced, joined)
@@ -143,84 +144,18 @@ class Tokenizer:
         return self._id_of("pad_token")
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
+        """The ids that decoding skips."""
         return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
-    def _has_byte_tokens(self) -> bool:
+    def has_byte_tokens(self) -> bool:
+        """Whether "<0x41>" and its like are bytes of a character."""
         return self.backend.decoder is not None and b'"ByteFallback"' in self.backend.decoder.__getstate__()
 
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self.token_to_id(token)
-
-
-class IncrementalDetokenizer:
-    """Text piece by piece as ids arrive; all pieces together equal Tokenizer.decode of all ids.
-
-    Each step decodes a short window: the ids behind the last piece (for context: a first token loses its leading
-    space) and those whose text is still open, as in huggingface/text-generation-inference:
-    server/text_generation_server/models/model.py (decode_token) and vllm-project/vllm:
-    vllm/transformers_utils/detokenizer_utils.py. Held back are a last "\\ufffd", which the next byte may complete,
-    and runs of byte tokens ("<0x41>"), which the ByteFallback decoder reads as one: a bad byte changes them all.
-    """
-
-    MAX_OPEN = 8  # ids with open text, from which on the window is cut where that does not change the text
-
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
-        self._skipped = tokenizer._special_ids if skip_special_tokens else frozenset()
-        self._ids: list[int] = []  # the window
-        self._num_context = 0  # of which this many are the context
-        self._num_chars = 0  # characters of the window's text that are already out
-        self._unclean = ""  # out of the window, but clean-up may still change it
-
-    def push(self, token_id: int) -> str:
-        """The text that this id makes certain, often empty."""
-        token = self._tokenizer.id_to_token(token_id)
-        if token is None or token_id in self._skipped:
-            return ""
-        self._ids.append(token_id)
-        if self._tokenizer._has_byte_tokens and re.fullmatch("<0x[0-9A-F]{2}>", token):
-            return ""
-        text = self._text(self._ids)
-        end = len(text) - text.endswith("\ufffd")
-        piece, self._num_chars = text[self._num_chars : end], max(self._num_chars, end)
-        if end < len(text):
-            self._cut(text)
-        elif piece:
-            self._ids = self._ids[self._num_context :]
-            self._num_context = len(self._ids)
-            self._num_chars = len(self._text(self._ids))
-        return self._clean(piece)
-
-    def finish(self) -> str:
-        """What was held back; the detokenizer is then as new."""
-        piece = self._clean(self._text(self._ids)[self._num_chars :], last=True)
-        self._ids, self._num_context, self._num_chars = [], 0, 0
-        return piece
-
-    def _text(self, ids: list[int]) -> str:
-        return self._tokenizer._decode(ids, self._skip_special_tokens)
-
-    def _cut(self, text: str) -> None:
-        """Drops the front of a long open window, at a place where two decodes give what one gives."""
-        if len(self._ids) - self._num_context <= self.MAX_OPEN:
-            return
-        for at in range(len(self._ids) - 1, len(self._ids) - 5, -1):  # an open character has at most 3 bytes
-            front = self._text(self._ids[:at])
-            if front + self._text(self._ids[at:]) == text and len(front) <= self._num_chars:
-                self._ids, self._num_context, self._num_chars = self._ids[at:], 0, self._num_chars - len(front)
-                return
-
-    def _clean(self, piece: str, *, last: bool = False) -> str:
-        if not self._tokenizer.cleans_up_spaces:
-            return piece
-        text = self._unclean + piece
-        cut = len(text) if last else max((i + 1 for i, char in enumerate(text) if char not in _UNCLEAN), default=0)
-        self._unclean = text[cut:]
-        return self._tokenizer._cleaned(text[:cut])
 
 
 def _special_and_missing(
