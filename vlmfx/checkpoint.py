@@ -73,7 +73,7 @@ def load(
     files = WeightFiles(folder, functions.KEY_PREFIXES)
     target = resolve_device(device)
     compute_dtype = resolve_dtype(dtype, target, _stored_dtype(hf))
-    specs = functions.param_specs(config)
+    specs = _parse(lambda hf: functions.param_specs(config), hf, folder)
     weights.check(specs, files.shapes, where=str(model), ignored=lambda name: functions.is_unused(config, name))
     with files:
         params = weights.load(specs, files.read, dtype=compute_dtype, device=target)
@@ -141,6 +141,14 @@ def read_json(folder: Path, name: str, default: dict[str, Any] | None = None) ->
     return value
 
 
+def published_name(key: str, key_prefixes: Sequence[tuple[str, str]]) -> str:
+    """A stored tensor's name as the published checkpoints write it, and the specs: the first matching prefix is replaced."""
+    for new, published in key_prefixes:
+        if key.startswith(new):
+            return published + key[len(new) :]
+    return key
+
+
 class WeightFiles:
     """The safetensors files of a folder, memory-mapped while the object is entered; names are those the specs use."""
 
@@ -158,7 +166,7 @@ class WeightFiles:
         for path in self._files:
             with _open(path) as handle:
                 for key in handle.keys():  # noqa: SIM118, a safe_open handle is no dict
-                    name = self._published(key)
+                    name = published_name(key, self._prefixes)
                     if name in location:
                         other, twin, _ = location[name]
                         raise CheckpointError(
@@ -179,12 +187,6 @@ class WeightFiles:
         if path not in self._handles:
             self._handles[path] = self._stack.enter_context(_open(path))
         return self._handles[path].get_tensor(key)
-
-    def _published(self, key: str) -> str:
-        for new, published in self._prefixes:
-            if key.startswith(new):
-                return published + key[len(new) :]
-        return key
 
     def __enter__(self) -> WeightFiles:
         return self

@@ -12,6 +12,8 @@ from torch import Tensor
 from vlmfx.errors import CheckpointError
 from vlmfx.tree import Tree, leaves, tree_map
 
+MAX_NAMED = 8  # keys of one kind in an error
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParamSpec:
@@ -100,17 +102,30 @@ def check(
     where: str,
     ignored: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Raise one CheckpointError that names every missing, unexpected or wrongly shaped key; shapes is name → stored shape."""
+    """Raise one CheckpointError that names the missing, unexpected and wrongly shaped keys, the first MAX_NAMED of each kind.
+
+    shapes is name → stored shape."""
     wanted = {name: shape for s in leaves(specs) for name, shape in s.sources}
-    problems = [f"{name} is missing" for name in wanted if name not in shapes]
-    problems += [
+    missing = [f"{name} is missing" for name in wanted if name not in shapes]
+    misshapen = [
         f"{name} has shape {tuple(shapes[name])}, expected {shape}"
         for name, shape in wanted.items()
         if name in shapes and tuple(shapes[name]) != shape
     ]
-    problems += [f"{name} is not a weight of this model" for name in shapes if name not in wanted and not ignored(name)]
-    if problems:
+    unexpected = [
+        f"{name} is not a weight of this model" for name in shapes if name not in wanted and not ignored(name)
+    ]
+    count = len(missing) + len(misshapen) + len(unexpected)
+    if count:
+        named = [
+            problem
+            for kind in (missing, misshapen, unexpected)
+            for problem in (
+                *kind[:MAX_NAMED],
+                *([f"and {len(kind) - MAX_NAMED} more"] if len(kind) > MAX_NAMED else []),
+            )
+        ]
         raise CheckpointError(
-            f"{where}: {len(problems)} keys do not fit config.json: {'; '.join(problems)}; "
+            f"{where}: {count} keys do not fit config.json: {'; '.join(named)}; "
             "use the config.json that was saved with these weights."
         )

@@ -17,6 +17,7 @@ from vlmfx.processing.inputs import ModelInputs
 OnText = Callable[[int, str], None]  # (request number, its new text)
 
 
+@torch.no_grad()  # as a decorator: a `with` in a generator would hold for its caller, too
 def run(
     model: Model,
     requests: Sequence[tuple[int, ModelInputs, SamplingParams]],
@@ -36,29 +37,28 @@ def run(
     num_rows = min(max_num_seqs, len(requests))
     running: list[sequence.Sequence] = []
     ids = torch.empty(0, dtype=torch.int64, device=model.device)
-    with torch.no_grad():
-        cache = runner.allocate(model, num_rows, longest)
-        while waiting or running:
-            if waiting and len(running) < num_rows:
-                new = [
-                    sequence.Sequence(n, model, i, p)
-                    for n, i, p in (waiting.popleft() for _ in range(min(len(waiting), num_rows - len(running))))
-                ]
-                logits = runner.prefill(model, [s.inputs for s in new], cache, len(running))
-                ids = torch.cat((ids, _sample(logits, new, on_text)))
-                running += new
-            else:
-                positions, lens = [s.next_position for s in running], [s.context_len for s in running]
-                ids = _sample(runner.decode(model, ids, positions, lens, cache), running, on_text)
-            for row in reversed(range(len(running))):
-                if running[row].end is not None:
-                    yield running[row].output()
-                    last = running.pop()
-                    if row < len(running):
-                        runner.move_row(cache, len(running), row)
-                        running[row] = last
-                        ids[row] = ids[len(running)]
-                    ids = ids[: len(running)]
+    cache = runner.allocate(model, num_rows, longest)
+    while waiting or running:
+        if waiting and len(running) < num_rows:
+            new = [
+                sequence.Sequence(n, model, i, p)
+                for n, i, p in (waiting.popleft() for _ in range(min(len(waiting), num_rows - len(running))))
+            ]
+            logits = runner.prefill(model, [s.inputs for s in new], cache, len(running))
+            ids = torch.cat((ids, _sample(logits, new, on_text)))
+            running += new
+        else:
+            positions, lens = [s.next_position for s in running], [s.context_len for s in running]
+            ids = _sample(runner.decode(model, ids, positions, lens, cache), running, on_text)
+        for row in reversed(range(len(running))):
+            if running[row].end is not None:
+                yield running[row].output()
+                last = running.pop()
+                if row < len(running):
+                    runner.move_row(cache, len(running), row)
+                    running[row] = last
+                    ids[row] = ids[len(running)]
+                ids = ids[: len(running)]
 
 
 def _sample(logits: Tensor, sequences: Sequence[sequence.Sequence], on_text: OnText) -> Tensor:

@@ -5,7 +5,9 @@ sequence may get, so slots are row·block_size + position and no block table is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,28 +15,30 @@ from torch import Tensor
 from vlmfx.checkpoint import Model
 from vlmfx.models.layers import Batch, Cache
 from vlmfx.models.vision_inputs import concat
-from vlmfx.ops.attention import resolve_slots
+from vlmfx.ops.attention import Slots, resolve_slots
 from vlmfx.processing.inputs import ModelInputs
 
-TOKEN_BUCKET = 16  # prefill lengths are padded to a multiple of this
+HAS_FAST_ROW = torch.__version__ >= "2.13"  # measured there; 2.4 takes three times as long without oneDNN as with it
 
 
-def allocate(model: Model, num_rows: int, length: int) -> Cache:
-    """A cache of num_rows sequences of at most `length` tokens, all zero."""
+def allocate(model: Model, num_rows: int, length: int) -> Tensor:
+    """The storage of num_rows sequences of at most `length` tokens, all zero: (layers, 2, num_rows, kv_heads, length, head_dim).
+
+    One tensor, so that a step cuts the rows and the length it needs out of all layers at once, see `_cut`."""
     text = model.config.text
-    shape = (num_rows, text.num_kv_heads, length, text.head_dim)
-
-    def zeros() -> Tensor:
-        return torch.zeros(shape, dtype=model.dtype, device=model.device)
-
-    return [(zeros(), zeros()) for _ in range(text.num_layers)]
+    shape = (text.num_layers, 2, num_rows, text.num_kv_heads, length, text.head_dim)
+    return torch.zeros(shape, dtype=model.dtype, device=model.device)
 
 
-def move_row(cache: Cache, source: int, target: int) -> None:
+def _cut(storage: Tensor, num_rows: int, length: int) -> Cache:
+    """The cache of the first num_rows rows, blocks cut to `length`."""
+    k_and_v = storage[:, :, :num_rows, :, :length].flatten(0, 1).unbind()
+    return list(zip(k_and_v[::2], k_and_v[1::2], strict=True))
+
+
+def move_row(storage: Tensor, source: int, target: int) -> None:
     """Copy a sequence's cached tokens to another row."""
-    for k, v in cache:
-        k[target].copy_(k[source])
-        v[target].copy_(v[source])
+    storage[:, :, target].copy_(storage[:, :, source])
 
 
 def encode(model: Model, requests: Sequence[ModelInputs]) -> list[Tensor | None]:
@@ -55,22 +59,18 @@ def encode(model: Model, requests: Sequence[ModelInputs]) -> list[Tensor | None]
     ]
 
 
-def prefill(
-    model: Model, requests: Sequence[ModelInputs], cache: Cache, first_row: int, bucket: int = TOKEN_BUCKET
-) -> Tensor:
+def prefill(model: Model, requests: Sequence[ModelInputs], storage: Tensor, first_row: int, bucket: int = 1) -> Tensor:
     """Logits (n, vocab) of the token after each prompt; the prompts' keys and values are in rows first_row, first_row + 1, ...
 
-    What these rows held before is cleared: a masked slot weighs 0, but 0·NaN is NaN."""
-    for k, v in cache:
-        k[first_row : first_row + len(requests)].zero_()
-        v[first_row : first_row + len(requests)].zero_()
+    Tokens are padded to a multiple of bucket. What these rows held before is cleared: a masked slot weighs 0, but 0·NaN is NaN."""
+    storage[:, :, first_row : first_row + len(requests)].zero_()
     features = encode(model, requests)
     present = [f for f in features if f is not None]
     lengths = [len(r.token_ids) for r in requests]
     total = sum(lengths)
     padding = -total % bucket
     ids, index, slots, offset = [], [], [], 0
-    block_size = cache[0][0].shape[2]
+    num_rows, block_size = storage.shape[2], storage.shape[4]
     for row, (request, rows) in enumerate(zip(requests, features, strict=True), start=first_row):
         ids.extend(request.token_ids)
         index.append(torch.where(request.feature_index >= 0, request.feature_index + offset, -1))
@@ -89,30 +89,50 @@ def prefill(
         padded(torch.cat(index), -1) if present else None,
     )
     batch = Batch(seq_lens=tuple(lengths), slots=resolve_slots(padded(torch.cat(slots), -1), block_size))
+    cache = _cut(storage, num_rows, block_size)
     hidden, _ = model.functions.forward(model.params, model.config, x, padded(positions, 0), cache, batch, ())
     last = torch.tensor(lengths).cumsum(0) - 1
     return model.functions.logits(model.params, model.config, hidden[last.to(model.device)])
 
 
-def decode(model: Model, ids: Tensor, positions: Sequence[int], context_lens: Sequence[int], cache: Cache) -> Tensor:
+def decode(model: Model, ids: Tensor, positions: Sequence[int], context_lens: Sequence[int], storage: Tensor) -> Tensor:
     """Logits (n, vocab) after one more token of rows 0..n−1.
 
     ids (n,) is that token; positions its position; context_lens the tokens of each row, this one included."""
-    n, longest = len(positions), max(context_lens)
-    lens = torch.tensor(context_lens, device=model.device)
-    mask = None
+    n, longest, device = len(positions), max(context_lens), model.device
+    slots = mask = None
     if min(context_lens) != longest:
-        mask = (torch.arange(longest, device=model.device) < lens[:, None])[:, None, None]
-    slots = torch.arange(n, device=model.device) * cache[0][0].shape[2] + lens - 1
-    batch = Batch(
-        seq_lens=(1,) * n, slots=resolve_slots(slots, cache[0][0].shape[2]), max_context_len=longest, mask=mask
-    )
-    position_ids = torch.tensor(positions, device=model.device)
+        lens = torch.tensor(context_lens, device=device)
+        slots = Slots(None, torch.arange(n, device=device), lens - 1)
+        beyond = torch.arange(longest, device=device) >= lens[:, None]
+        mask = torch.zeros((), dtype=model.dtype, device=device).masked_fill(beyond, -torch.inf)[:, None, None]
+    position_ids = torch.tensor(positions, device=device)
     if model.config.text.mrope_section:
         position_ids = position_ids.expand(3, -1)
-    x = model.functions.merge(model.params, model.config, ids, None, None)
-    hidden, _ = model.functions.forward(model.params, model.config, x, position_ids, cache, batch, ())
-    return model.functions.logits(model.params, model.config, hidden)
+    batch, cache = Batch(seq_lens=None, slots=slots, mask=mask), _cut(storage, n, longest)
+    with matmul_backend(model, n):
+        x = model.functions.merge(model.params, model.config, ids, None, None)
+        hidden, _ = model.functions.forward(model.params, model.config, x, position_ids, cache, batch, ())
+        return model.functions.logits(model.params, model.config, hidden)
+
+
+def matmul_backend(model: Model, num_rows: int) -> AbstractContextManager[None]:
+    """The setting under which matmuls of num_rows rows are fastest.
+
+    One row of bfloat16 on the CPU: oneDNN packs the weight anew on each call, torch's own product reads it as it is."""
+    is_one_row = num_rows == 1 and model.dtype == torch.bfloat16 and model.device.type == "cpu"
+    return _without_onednn() if is_one_row and HAS_FAST_ROW else nullcontext()
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """The setting is the process's: a matmul of another thread runs without oneDNN meanwhile, too."""
+    mkldnn: Any = torch.backends.mkldnn  # a module whose `enabled` is a property, which its stub does not tell
+    before, mkldnn.enabled = mkldnn.enabled, False
+    try:
+        yield
+    finally:
+        mkldnn.enabled = before
 
 
 def _num_rows(request: ModelInputs) -> int:

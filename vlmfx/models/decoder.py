@@ -106,17 +106,16 @@ def _attention(
     """(tokens, num_heads·head_dim) before the output projection."""
     heads, kv_heads, scale = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim**-0.5
     qkv = F.linear(h, p["qkv"], p.get("qkv_bias")).view(-1, heads + 2 * kv_heads, cfg.head_dim)
-    q, k = rotary(qkv[:, : heads + kv_heads], table).split((heads, kv_heads), 1)
-    v = qkv[:, heads + kv_heads :]
+    qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), 1)
+    q, k = rotary(qk, table).split_with_sizes((heads, kv_heads), 1)
     if kv is not None:
-        assert batch.slots is not None, "a cache needs slots to write to"
         cache_write(k, v, *kv, batch.slots)
-    if batch.max_context_len:
+    if batch.seq_lens is None:
         assert kv is not None, "decoding reads a cache"
-        out = paged_decode_attention(q, *kv, batch.max_context_len, batch.mask, scale)
+        out = paged_decode_attention(q, *kv, batch.mask, scale)
     else:
         out = prefill_attention(q, k, v, batch.seq_lens, scale, batch.mask)
-    return out.reshape(len(h), -1)
+    return out.reshape(h.shape[0], -1)
 
 
 def logits(params: Tree, hidden: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,22 +13,20 @@ from vlmfx.ops.attention import Slots
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec, spec
 
-Cache = list[tuple[Tensor, Tensor]]  # (k, v) a layer, each [num_blocks, num_kv_heads, block_size, head_dim]
+Cache = Sequence[tuple[Tensor, Tensor]]  # (k, v) a layer, each [num_blocks, num_kv_heads, block_size, head_dim]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """What attention must know of one step's packed tokens, besides the tokens themselves.
 
-    seq_lens: new tokens of each sequence in packed order; tokens after them are padding. slots: where new keys and values
-    go, None without a cache (training, pooling). max_context_len: the longest cached context of a decode step, in which
-    every sequence has one new token; 0 means prefill. mask, broadcast to (num_seqs, heads, queries, keys) bool: in decode
-    the slots that belong to each context, None where all are equally long; in prefill the pairs that attend, None for the
-    causal rule."""
+    seq_lens: new tokens of each sequence in packed order; tokens after them are padding. None is a decode step: one new token
+    a sequence, which attends to its block of the cache. slots: where new keys and values go in a cache, see `cache_write`.
+    mask, broadcast to (num_seqs, heads, queries, keys): in decode what is added to the scores, −inf beyond each context, None
+    where all are equally long; in prefill True for the pairs that attend, None for the causal rule."""
 
-    seq_lens: tuple[int, ...]
+    seq_lens: tuple[int, ...] | None
     slots: Slots | None = None
-    max_context_len: int = 0
     mask: Tensor | None = None
 
 

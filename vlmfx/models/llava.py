@@ -19,13 +19,16 @@ from vlmfx.ops.merge import merge as merge_rows
 from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
 
-# Newer code saves other prefixes than the published checkpoints, whose names the specs use.
+# Newer code saves other prefixes than the published checkpoints, whose names the specs use; transformers 5 writes the
+# tower's without "vision_model".
 KEY_PREFIXES = (
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
     ("model.vision_tower.", "vision_tower.vision_model."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
+    ("vision_tower.vision_model.", "vision_tower.vision_model."),
+    ("vision_tower.", "vision_tower.vision_model."),
 )
 
 

@@ -31,8 +31,12 @@ def resolve_slots(slot_mapping: Tensor, block_size: int) -> Slots:
     return Slots(rows, slot_mapping // block_size, slot_mapping % block_size)
 
 
-def cache_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Slots) -> None:
-    """Write k and v (tokens, num_kv_heads, head_dim) into their slots, in place."""
+def cache_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Slots | None) -> None:
+    """Write k and v (tokens, num_kv_heads, head_dim) into their slots, in place; slots None is the last place of token i's block i."""
+    if slots is None:
+        k_cache.select(2, -1).copy_(k)
+        v_cache.select(2, -1).copy_(v)
+        return
     if slots.rows is not None:
         k, v = k[slots.rows], v[slots.rows]
     at = (slots.blocks, slots.offsets)
@@ -61,19 +65,14 @@ def vision_attention(q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], s
     return _packed_attention(q, k, v, seq_lens, scale, is_causal=False)
 
 
-def paged_decode_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, max_context_len: int, mask: Tensor | None, scale: float
-) -> Tensor:
+def paged_decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attention of one new token a sequence to its cached context; q (num_seqs, heads, D) → q's shape.
 
-    Sequence i owns block i, its context the first slots of it. mask (num_seqs, 1, 1, max_context_len) is False beyond a
-    sequence's context, None when all contexts are max_context_len long. The heads that share a KV head are the rows of one query
-    tile, so grouped KV heads are not repeated."""
-    num_seqs, num_heads, head_dim = q.shape
-    num_kv_heads = k_cache.shape[1]
-    k, v = (cache[:num_seqs, :, :max_context_len] for cache in (k_cache, v_cache))
-    tile = q.view(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    return F.scaled_dot_product_attention(tile, k, v, attn_mask=mask, scale=scale).reshape(q.shape)
+    Sequence i owns block i of num_seqs, its context the first slots of it; blocks are as long as the longest context. mask
+    (num_seqs, 1, 1, block_size) is added to the scores, −inf beyond a sequence's context; None when all contexts are equally
+    long. The heads that share a KV head are the rows of one query tile, so grouped KV heads are not repeated."""
+    tile = q.view(q.shape[0], k_cache.shape[1], -1, q.shape[2])
+    return F.scaled_dot_product_attention(tile, k_cache, v_cache, attn_mask=mask, scale=scale).reshape(q.shape)
 
 
 def _packed_attention(

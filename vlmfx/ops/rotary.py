@@ -17,11 +17,8 @@ class RotaryTable(NamedTuple):
 
 def rotary_table(angles: Tensor, dtype: torch.dtype) -> RotaryTable:
     """The table of angles (tokens, head_dim/2), which must be float32: bfloat16 rounds position 257 to 256."""
-    cos, sin = angles.cos(), angles.sin()
-    return RotaryTable(
-        torch.cat((cos, cos), -1)[:, None].to(dtype),
-        torch.cat((-sin, sin), -1)[:, None].to(dtype),
-    )
+    both = torch.cat((-angles, angles), -1)[:, None]
+    return RotaryTable(both.cos().to(dtype), both.sin().to(dtype))
 
 
 def rotary(x: Tensor, table: RotaryTable) -> Tensor:

@@ -1,0 +1,87 @@
+"""What must not change an answer, written once: batch mates, their order, rows, buckets, the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from vlmfx.checkpoint import Model
+from vlmfx.engine import runner
+from vlmfx.engine.request import RequestOutput
+from vlmfx.models.layers import Batch
+from vlmfx.processing.inputs import ModelInputs
+
+
+def prompt_logits(model: Model, inputs: ModelInputs) -> Tensor:
+    """Logits (tokens, vocab) after every token of a prompt, without a cache."""
+    f = model.functions
+    (features,) = runner.encode(model, [inputs])
+    x = f.merge(model.params, model.config, torch.tensor(inputs.token_ids), features, inputs.feature_index)
+    batch = Batch(seq_lens=(len(inputs.token_ids),))
+    hidden, cache = f.forward(model.params, model.config, x, inputs.positions, None, batch, ())
+    assert cache is None
+    logits: Tensor = f.logits(model.params, model.config, hidden)
+    return logits
+
+
+def extended(inputs: ModelInputs, ids: Sequence[int]) -> ModelInputs:
+    """The request whose prompt ends in `ids`, text that follows inputs."""
+    n = len(ids)
+    following = torch.arange(inputs.next_position, inputs.next_position + n).expand(*inputs.positions.shape[:-1], n)
+    return replace(
+        inputs,
+        token_ids=[*inputs.token_ids, *ids],
+        positions=torch.cat([inputs.positions, following], -1),
+        next_position=inputs.next_position + n,
+        feature_index=torch.cat([inputs.feature_index, torch.full((n,), -1)]),
+    )
+
+
+@torch.no_grad()
+def recomputed(model: Model, inputs: ModelInputs, ids: Sequence[int]) -> Tensor:
+    """Logits (n, vocab) that choose each of ids, from one pass over prompt and ids without a cache."""
+    return prompt_logits(model, extended(inputs, ids[:-1]))[-len(ids) :]
+
+
+def token_ids(outputs: Sequence[RequestOutput]) -> list[list[int]]:
+    """The generated ids of each output; an output with an error fails here."""
+    for output in outputs:
+        assert output.error is None, output.error
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def without_compute(model: Model) -> Model:
+    """The model with functions that fail when they are called: whatever it raises was found before any compute."""
+
+    def reached(name: str) -> Callable[..., NoReturn]:
+        def fail(*args: Any, **kwargs: Any) -> NoReturn:
+            raise AssertionError(f"{name} was reached")
+
+        return fail
+
+    functions: Any = SimpleNamespace(**{name: reached(name) for name in ("encode", "merge", "forward", "logits")})
+    return replace(model, functions=functions)
+
+
+@torch.no_grad()
+def greedy_through_cache(model: Model, requests: Sequence[ModelInputs], n: int, *, bucket: int) -> list[list[int]]:
+    """n greedy ids of each request, from the runner's programs alone, with prefill padded to a multiple of bucket."""
+    cache = runner.allocate(model, len(requests), max(len(r.token_ids) for r in requests) + n)
+    ids = runner.prefill(model, requests, cache, 0, bucket).argmax(-1)
+    steps = [ids]
+    for step in range(1, n):
+        positions = [r.next_position + step - 1 for r in requests]
+        ids = runner.decode(model, ids, positions, [len(r.token_ids) + step for r in requests], cache).argmax(-1)
+        steps.append(ids)
+    return torch.stack(steps, 1).tolist()
+
+
+def is_one_sentence(error: Exception) -> bool:
+    """Whether a message is one line that ends in a full stop and says, after a semicolon or comma, what to do."""
+    message = str(error)
+    return message.endswith(".") and "\n" not in message and ("; " in message or ", " in message)

@@ -1,0 +1,529 @@
+"""LLM and generate: what does not change an answer, when it ends, what goes in and what comes out."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import vlmfx
+from tests import invariants
+from tests.golden_cases import TINY, load_model
+from tests.invariants import token_ids
+from tests.pictures import about, encoded, mixed, picture
+from vlmfx import LLM, BatchError, InvalidRequest, SamplingParams
+from vlmfx.checkpoint import Model
+from vlmfx.engine import runner
+from vlmfx.engine.sequence import Sequence
+from vlmfx.processing.prompt import prepare
+
+NUM_TOKENS = 16
+
+
+def greedy(n: int = NUM_TOKENS, **overrides: Any) -> SamplingParams:
+    return SamplingParams.greedy(max_tokens=n, ignore_eos=True, **overrides)
+
+
+@lru_cache
+def alone(family: str) -> list[list[int]]:
+    """The greedy ids of each of mixed's prompts, every one run by itself."""
+    model = load_model(TINY[family])
+    return [token_ids(LLM(model, max_num_seqs=1).generate(p, greedy()))[0] for p in mixed(model)]
+
+
+@pytest.fixture(params=TINY)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(family: str) -> Model:
+    return load_model(TINY[family])
+
+
+@pytest.fixture
+def llm(model: Model) -> LLM:
+    return LLM(model)
+
+
+# What does not change an answer
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    family=st.sampled_from(sorted(TINY)),
+    order=st.permutations(range(7)),
+    size=st.integers(1, 7),
+    max_num_seqs=st.sampled_from([1, 2, 3, 16]),
+    lengths=st.lists(st.integers(1, NUM_TOKENS), min_size=7, max_size=7),
+)
+def test_batch_mates_order_rows_and_lengths_do_not_show(family, order, size, max_num_seqs, lengths):
+    """Prompts end after different lengths, so that rows become free and others move into them."""
+    model = load_model(TINY[family])
+    prompts, chosen = mixed(model), order[:size]
+    params = [greedy(lengths[i]) for i in chosen]
+    outputs = LLM(model, max_num_seqs=max_num_seqs).generate([prompts[i] for i in chosen], params, use_tqdm=False)
+    assert token_ids(outputs) == [alone(family)[i][: lengths[i]] for i in chosen]
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 16])
+def test_max_num_seqs_does_not_show(model, family, max_num_seqs):
+    outputs = LLM(model, max_num_seqs=max_num_seqs).generate(mixed(model), greedy(), use_tqdm=False)
+    assert token_ids(outputs) == alone(family)
+
+
+@pytest.mark.parametrize("bucket", [1, 3, 16, 100, 1024])
+def test_prefill_bucket_does_not_show(model, family, bucket):
+    requests = [prepare(model.processor, prompt) for prompt in mixed(model)]
+    assert invariants.greedy_through_cache(model, requests, NUM_TOKENS, bucket=bucket) == alone(family)
+    for request, expected in zip(requests[:3], alone(family), strict=False):
+        assert invariants.greedy_through_cache(model, [request], NUM_TOKENS, bucket=bucket) == [expected]
+
+
+def test_decoding_over_the_cache_equals_recomputing(model, family):
+    requests = [prepare(model.processor, prompt) for prompt in mixed(model)]
+    with torch.no_grad():
+        cache = runner.allocate(model, len(requests), max(len(r.token_ids) for r in requests) + NUM_TOKENS)
+        steps = [runner.prefill(model, requests, cache, 0)]
+        for step in range(1, NUM_TOKENS):
+            ids = torch.tensor([tokens[step - 1] for tokens in alone(family)])
+            positions = [r.next_position + step - 1 for r in requests]
+            steps.append(runner.decode(model, ids, positions, [len(r.token_ids) + step for r in requests], cache))
+    for row, (request, generated) in enumerate(zip(requests, alone(family), strict=True)):
+        expected = invariants.recomputed(model, request, generated)
+        torch.testing.assert_close(torch.stack(steps, 1)[row], expected, atol=1e-4, rtol=1e-4)
+        assert expected.argmax(-1).tolist() == generated
+
+
+def test_what_a_row_held_before_does_not_show(model, family):
+    """Embeddings that overflow make NaN of their own request's cache, and of nothing else."""
+    feature_rows = 36 if family == "llava" else 4
+    hidden = model.config.text.hidden_size
+    rows = torch.full((feature_rows, hidden), 3e38)
+    rows[:, ::2] = -3e38
+    embeds = rows if family == "llava" else {"image_embeds": rows, "image_grid_thw": [[1, 4, 4]]}
+    bad = {"prompt": model.processor.functions.PLACEHOLDER, "multi_modal_data": {"image": embeds}}
+    for max_num_seqs in (1, 2, 16):
+        prompts = [bad, *mixed(model)]
+        outputs = LLM(model, max_num_seqs=max_num_seqs).generate(prompts, greedy(), use_tqdm=False)
+        assert token_ids(outputs)[1:] == alone(family)
+
+
+def test_equal_seeds_give_equal_tokens_in_any_batch(model):
+    params = [
+        SamplingParams(temperature=0.9, top_p=0.95, top_k=50, seed=i, max_tokens=10 + i, ignore_eos=True)
+        for i in range(7)
+    ]
+    prompts = mixed(model)
+    single = [token_ids(LLM(model).generate(p, s))[0] for p, s in zip(prompts, params, strict=True)]
+    for max_num_seqs in (2, 16):
+        outputs = LLM(model, max_num_seqs=max_num_seqs).generate(prompts[::-1], params[::-1], use_tqdm=False)
+        assert token_ids(outputs)[::-1] == single
+    same = LLM(model).generate(["x"] * 3, [params[0], params[0], params[1]], use_tqdm=False)
+    assert token_ids(same)[0] == token_ids(same)[1] != token_ids(same)[2]
+
+
+def test_without_a_seed_samples_differ(llm):
+    outputs = llm.generate(["x"] * 4, SamplingParams(max_tokens=12, ignore_eos=True), use_tqdm=False)
+    assert len({tuple(ids) for ids in token_ids(outputs)}) == 4
+
+
+def test_greedy_and_sampled_rows_share_a_batch(model, family):
+    params = [greedy() if i % 2 == 0 else SamplingParams(seed=i, max_tokens=9) for i in range(7)]
+    outputs = LLM(model).generate(mixed(model), params, use_tqdm=False)
+    assert token_ids(outputs)[::2] == alone(family)[::2]
+
+
+# When it ends
+
+
+def test_max_tokens(llm, family):
+    for n in (1, 2, 7):
+        (output,) = llm.generate("Hello there", greedy(n))
+        assert token_ids([output]) == [alone(family)[0][:n]]
+        assert output.outputs[0].finish_reason == "length"
+        assert output.outputs[0].stop_reason is None
+        assert output.metrics.output_tokens == n
+        assert output.metrics.prompt_tokens == len(output.prompt_token_ids)
+
+
+def test_eos_ends_and_is_not_in_the_text(model, family):
+    ids = alone(family)[0]
+    eos = next(i for i in ids[2:] if ids.index(i) > 1)
+    at = ids.index(eos)
+    ending = LLM(replace(model, eos_token_ids=(eos,)))
+    (output,) = ending.generate("Hello there", SamplingParams.greedy(max_tokens=NUM_TOKENS))
+    completion = output.outputs[0]
+    assert list(completion.token_ids) == ids[: at + 1]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", None)
+    assert completion.text == model.processor.tokenizer.decode(ids[:at])
+    (output,) = ending.generate("Hello there", greedy())
+    assert list(output.outputs[0].token_ids) == ids
+
+
+def test_none_means_greedy_to_eos(model, family):
+    ids = alone(family)[0]
+    (output,) = LLM(replace(model, eos_token_ids=(ids[4],))).generate("Hello there")
+    assert list(output.outputs[0].token_ids) == ids[: ids.index(ids[4]) + 1]
+
+
+def test_stop_token_ids_and_min_tokens(llm, family):
+    ids = alone(family)[0]
+    stop = ids[3]
+    (output,) = llm.generate("Hello there", greedy(stop_token_ids=[stop]))
+    assert output.outputs[0].stop_reason == stop
+    assert list(output.outputs[0].token_ids) == ids[: ids.index(stop) + 1]
+    (output,) = llm.generate("Hello there", greedy(stop_token_ids=[stop], min_tokens=NUM_TOKENS))
+    assert list(output.outputs[0].token_ids) == ids
+
+
+def test_stop_strings(llm):
+    (full,) = llm.generate("Hello there", greedy(40))
+    text = full.outputs[0].text
+    stop = next(text[i : i + 2] for i in range(len(text) // 2, len(text) - 2) if text[i : i + 2].isascii())
+    for include in (False, True):
+        params = greedy(40, stop=["never in it at all", stop], include_stop_str_in_output=include)
+        pieces: list[str] = []
+        (output,) = llm.generate("Hello there", params, on_text=lambda number, piece, to=pieces: to.append(piece))
+        completion = output.outputs[0]
+        assert completion.text == text[: text.index(stop) + (len(stop) if include else 0)]
+        assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
+        assert "".join(pieces) == completion.text
+
+
+def test_the_end_of_the_context_ends_it(family):
+    llm = LLM(TINY[family], max_model_len=48)
+    (output,) = llm.generate("Hello there", SamplingParams.greedy(ignore_eos=True))
+    assert len(output.prompt_token_ids) + len(output.outputs[0].token_ids) == 48
+    assert output.outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("last", ["eos", "stop token", "length"])
+def test_text_that_is_still_open_at_the_end_comes_out(model, last):
+    """An emoji at the end of an answer is four byte tokens, which the detokenizer holds until it knows what follows."""
+    tokenizer = model.processor.tokenizer
+    eos = tokenizer.eos_token_id
+    assert eos is not None
+    ids = tokenizer.encode("ok 🙂", add_special_tokens=False)
+    end = [] if last == "length" else [eos]
+    stops = {"stop_token_ids": [eos], "ignore_eos": True} if last == "stop token" else {}
+    params = SamplingParams.greedy(max_tokens=len(ids) + len(end), **stops)
+    inputs = prepare(model.processor, "Hello")
+    sequence = Sequence(0, replace(model, eos_token_ids=(eos,)), inputs, params)
+    streamed = "".join(sequence.push(i, None) for i in [*ids, *end])
+    completion = sequence.output().outputs[0]
+    assert completion.text == streamed == tokenizer.decode(ids)
+    assert completion.text.endswith("ok 🙂")
+    assert completion.finish_reason == ("length" if last == "length" else "stop")
+
+
+# What comes out
+
+
+def test_logprobs(llm, model):
+    outputs = llm.generate(mixed(model), [greedy(logprobs=n) for n in (0, 1, 2, 5, 0, 20, 3)], use_tqdm=False)
+    for output, n in zip(outputs, (0, 1, 2, 5, 0, 20, 3), strict=True):
+        completion = output.outputs[0]
+        assert completion.logprobs is not None
+        assert len(completion.logprobs) == len(completion.token_ids)
+        chosen = []
+        for token, candidates in zip(completion.token_ids, completion.logprobs, strict=True):
+            assert len(candidates) == max(n, 1)  # greedy: the sampled token is the most likely one
+            assert candidates[token].rank == 1
+            assert candidates[token].decoded_token == model.processor.tokenizer.decode(
+                [token], skip_special_tokens=False
+            )
+            assert all(c.logprob <= candidates[token].logprob <= 0 for c in candidates.values())
+            assert sorted(c.rank for c in candidates.values()) == list(range(1, max(n, 1) + 1))
+            chosen.append(candidates[token].logprob)
+        assert completion.cumulative_logprob == pytest.approx(sum(chosen))
+
+
+def test_a_sampled_token_is_among_its_logprobs(llm):
+    (output,) = llm.generate("x", SamplingParams(seed=1, max_tokens=40, logprobs=2, ignore_eos=True))
+    completion = output.outputs[0]
+    assert all(token in c for token, c in zip(completion.token_ids, completion.logprobs, strict=True))
+    assert {len(c) for c in completion.logprobs} <= {2, 3}
+    assert any(c[token].rank > 2 for token, c in zip(completion.token_ids, completion.logprobs, strict=True))
+
+
+def test_logprobs_of_one_prompt_do_not_show_in_another(llm):
+    first, second = llm.generate(["a", "b"], [greedy(logprobs=3), greedy()], use_tqdm=False)
+    assert first.outputs[0].logprobs is not None
+    assert second.outputs[0].logprobs is None
+    assert second.outputs[0].cumulative_logprob is None
+
+
+def test_streamed_pieces_add_up(model):
+    pieces: dict[int, list[str]] = {}
+    outputs = LLM(model, max_num_seqs=3).generate(
+        mixed(model),
+        [greedy(5 + i) for i in range(7)],
+        use_tqdm=False,
+        on_text=lambda number, piece: pieces.setdefault(number, []).append(piece),
+    )
+    for number, output in enumerate(outputs):
+        assert output.request_id == str(number)
+        assert "".join(pieces.get(number, [])) == output.outputs[0].text
+        assert output.outputs[0].text == model.processor.tokenizer.decode(output.outputs[0].token_ids)
+    assert any(len(p) > 2 for p in pieces.values())
+
+
+def test_outputs_can_be_off(llm, model):
+    (output,) = llm.generate("x", greedy(detokenize=False))
+    assert output.outputs[0].text == ""
+    assert len(output.outputs[0].token_ids) == NUM_TOKENS
+
+
+def test_one_progress_bar_for_several_prompts(llm, capsys):
+    llm.generate("x", greedy(2))
+    llm.generate(["x"], greedy(2))
+    llm.generate(["x", "y"], greedy(2), use_tqdm=False)
+    assert capsys.readouterr().err == ""
+    llm.generate(["x", "y", "z"], greedy(2))
+    error = capsys.readouterr().err
+    assert "3/3" in error
+    assert {line.split(":")[0] for line in error.replace("\r", "\n").split("\n") if line.strip()} == {"generate"}
+
+
+# What goes in
+
+
+def test_forms_of_an_image_prompt(model, tmp_path):
+    """One picture as PIL image, path, bytes, array and in messages: the same ids, pixels and answer."""
+    llm, image = LLM(model), picture(50, 40)
+    path = tmp_path / "picture.png"
+    image.save(path)
+    mark = model.processor.functions.PLACEHOLDER
+    text = f"{mark}What is it?"
+    forms: list[Any] = [image, [image], path, str(path), encoded(image), np.asarray(image), [np.asarray(image)]]
+    expected = llm.generate({"prompt": text, "multi_modal_data": {"image": image}}, greedy())[0]
+    for form in forms:
+        (output,) = llm.generate({"prompt": text, "multi_modal_data": {"image": form}}, greedy())
+        assert token_ids([output]) == token_ids([expected])
+    ids = model.processor.tokenizer.encode(text)
+    expanded = expected.prompt_token_ids
+    id_forms = [ids, tuple(ids), np.array(ids), torch.tensor(ids), expanded]  # an output's ids may be passed on
+    for prompt_ids in id_forms:
+        request = {"prompt_token_ids": prompt_ids, "multi_modal_data": {"image": image}}
+        (output,) = llm.generate(request, greedy())
+        assert output.prompt_token_ids == expanded
+        assert output.prompt is None
+        assert token_ids([output]) == token_ids([expected])
+
+
+def test_forms_of_messages(model, tmp_path):
+    llm, image = LLM(model), picture(50, 40)
+    path = tmp_path / "picture.png"
+    image.save(path)
+    url = "data:image/png;base64," + __import__("base64").b64encode(encoded(image)).decode()
+    parts: list[Any] = [
+        {"type": "image", "image": image},
+        {"type": "image", "image": str(path)},
+        {"type": "image", "path": str(path)},
+        {"type": "image", "image": path},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": url},
+    ]
+    requests = [
+        {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]} for part in parts
+    ]
+    outputs = llm.generate(requests, greedy(), use_tqdm=False)
+    assert len({tuple(ids) for ids in token_ids(outputs)}) == 1
+    assert len({tuple(output.prompt_token_ids) for output in outputs}) == 1
+    assert outputs[0].prompt is not None
+    assert "What is it?" in outputs[0].prompt
+
+
+def test_ready_embeddings_answer_as_their_images(model, family):
+    """Rows that `encode` made, in each form they may be handed over, for two images."""
+    llm, images = LLM(model), [picture(50, 40), picture(40, 60, 1)]
+    request = about(model, *images)
+    inputs = prepare(model.processor, request)
+    (rows,) = runner.encode(model, [inputs])
+    assert rows is not None
+    expected = token_ids(llm.generate(request, greedy()))
+    forms: list[Any]
+    if family == "llava":
+        per_image = list(rows.split(36))
+        forms = [rows, torch.stack(per_image), per_image, [r[None] for r in per_image]]
+    else:
+        layouts = [model.processor.functions.layout(model.processor.config, (i.height, i.width)) for i in images]
+        grids = [[1, layout.grid[1] * 2, layout.grid[2] * 2] for layout in layouts]
+        per_image = list(rows.split([layout.num_rows for layout in layouts]))
+        forms = [
+            {"image_embeds": rows, "image_grid_thw": torch.tensor(grids)},
+            {"image_embeds": rows[None], "image_grid_thw": grids},
+            {"image_embeds": per_image, "image_grid_thw": grids},
+            [{"image_embeds": r, "image_grid_thw": g} for r, g in zip(per_image, grids, strict=True)],
+        ]
+    for form in forms:
+        outputs = llm.generate({"prompt": request["prompt"], "multi_modal_data": {"image": form}}, greedy())
+        assert token_ids(outputs) == expected
+    part = per_image[0] if family == "llava" else forms[3][0]
+    message = {
+        "role": "user",
+        "content": [{"type": "image_embeds", "image_embeds": part}, {"type": "text", "text": "?"}],
+    }
+    plain = {"role": "user", "content": [{"type": "image", "image": images[0]}, {"type": "text", "text": "?"}]}
+    both = llm.generate([{"messages": [message]}, {"messages": [plain]}], greedy(), use_tqdm=False)
+    assert token_ids(both)[0] == token_ids(both)[1]
+
+
+def test_touching_expanded_placeholders_are_understood(model):
+    """Two images side by side in ids that are expanded already, as an output's prompt_token_ids are."""
+    llm, images = LLM(model), [picture(50, 40), picture(40, 60, 1)]
+    (first,) = llm.generate(about(model, *images), greedy())
+    again = {"prompt_token_ids": first.prompt_token_ids, "multi_modal_data": {"image": images}}
+    (second,) = llm.generate(again, greedy())
+    assert second.prompt_token_ids == first.prompt_token_ids
+    assert token_ids([second]) == token_ids([first])
+
+
+@pytest.mark.parametrize("kind", ["1x1", "CMYK", "P", "I;16", "L", "LA", "RGBA", "animated", "1x60", "60x1"])
+def test_unusual_images_work(model, kind):
+    if "x" in kind:
+        width, height = map(int, kind.split("x"))
+        source: Any = encoded(picture(width, height))
+    elif kind == "CMYK":
+        source = encoded(picture(40, 30, mode="CMYK"), "JPEG")
+    elif kind == "I;16":
+        source = encoded(Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50))
+    elif kind == "animated":
+        frames = [picture(40, 30, seed) for seed in range(3)]
+        source = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        assert Image.open(io.BytesIO(source)).n_frames == 3  # type: ignore[attr-defined]
+    else:
+        source = encoded(picture(40, 30, mode=kind))
+    (output,) = LLM(model).generate(about(model, source), greedy(4))
+    assert len(token_ids([output])[0]) == 4
+
+
+def test_mm_processor_kwargs(model, family):
+    llm, image = LLM(model), picture(100, 100)
+    if family == "llava":
+        with pytest.raises(InvalidRequest, match='"max_pixels"; this model knows none'):
+            llm.generate({**about(model, image), "mm_processor_kwargs": {"max_pixels": 100}})
+        return
+    small, plain = llm.generate(
+        [{**about(model, image), "mm_processor_kwargs": {"max_pixels": 56 * 56}}, about(model, image)],
+        greedy(2),
+        use_tqdm=False,
+    )
+    assert len(plain.prompt_token_ids) - len(small.prompt_token_ids) == 16 - 4
+
+
+def test_generate_takes_a_folder_a_model_and_an_llm(family, model):
+    expected = alone(family)[0]
+    for source in (TINY[family], str(TINY[family]), model, LLM(model)):
+        outputs = vlmfx.generate(source, "Hello there", greedy())
+        assert token_ids(outputs) == [expected]
+    assert token_ids(vlmfx.generate(TINY[family], ["Hello there"], greedy(), dtype="float32", max_model_len=256)) == [
+        expected
+    ]
+    assert vlmfx.generate(model, []) == []
+
+
+# Errors
+
+
+def test_a_bare_prompt_that_is_wrong_raises(model):
+    llm = LLM(invariants.without_compute(model))
+    with pytest.raises(InvalidRequest, match="1 image placeholder but 0 images were given") as caught:
+        llm.generate(model.processor.functions.PLACEHOLDER + "What is it?")
+    assert (caught.value.field, caught.value.found, caught.value.expected) == ("prompt", 1, 0)
+    assert invariants.is_one_sentence(caught.value)
+
+
+def test_a_wrong_place_of_a_list_holds_its_error(llm, model, family):
+    prompts = [*mixed(model), model.processor.functions.PLACEHOLDER, about(model, b"")]
+    with pytest.warns(UserWarning, match=r"2 of 9 prompts failed; the first: prompt: ") as caught:
+        outputs = llm.generate(prompts, greedy(), use_tqdm=False)
+    assert len(caught) == 1
+    assert token_ids(outputs[:-2]) == alone(family)
+    for number, output in enumerate(outputs[-2:], start=7):
+        assert isinstance(output.error, InvalidRequest)
+        assert output.request_id == str(number)
+        assert output.finished
+        assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("", "error")
+        assert output.outputs[0].token_ids == ()
+    assert outputs[-2].prompt == prompts[-2]
+
+
+def test_a_list_of_one_wrong_prompt_does_not_raise(llm, model):
+    with pytest.warns(UserWarning, match="1 of 1 prompts failed"):
+        (output,) = llm.generate([model.processor.functions.PLACEHOLDER])
+    assert output.error is not None
+
+
+def test_on_error_raise_comes_after_the_others_are_done(llm, model, family):
+    prompts = [mixed(model)[0], model.processor.functions.PLACEHOLDER, mixed(model)[1]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BatchError, match="1 of 3 prompts failed; the first: prompt: ") as caught:
+            llm.generate(prompts, greedy(), use_tqdm=False, on_error="raise")
+    outputs = caught.value.outputs
+    assert token_ids([outputs[0], outputs[2]]) == alone(family)[:2]
+    assert outputs[1].error is not None
+    with pytest.raises(InvalidRequest, match="on_error"):
+        llm.generate("x", on_error="ignore")
+
+
+def test_options(model, family):
+    with pytest.raises(InvalidRequest, match="LLM has no option max_modle_len; remove it") as caught:
+        LLM(TINY[family], max_modle_len=10)
+    assert caught.value.field == "max_modle_len"
+    with pytest.raises(InvalidRequest, match="tensor_parallel_size: 2 is not implemented; leave it at 1"):
+        LLM(TINY[family], tensor_parallel_size=2)
+    LLM(model, tensor_parallel_size=1, task="generate", quantization=None, trust_remote_code=True)
+    wrong: Any
+    for wrong in (0, -1, 1.5, "2"):
+        with pytest.raises(InvalidRequest, match="max_num_seqs"):
+            LLM(model, max_num_seqs=wrong)
+    for wrong in (1, 0, 10**9, "100"):
+        with pytest.raises(InvalidRequest, match="max_model_len"):
+            LLM(TINY[family], max_model_len=wrong)
+    with pytest.raises(InvalidRequest, match=r"dtype: the model is loaded already; pass it to vlmfx.load"):
+        LLM(model, dtype="float32")
+    with pytest.raises(InvalidRequest, match="the LLM is built already"):
+        vlmfx.generate(LLM(model), "x", max_model_len=20)
+    with pytest.raises(vlmfx.VlmfxError, match='dtype is "float8"'):
+        LLM(TINY[family], dtype="float8")
+    with pytest.raises(vlmfx.VlmfxError, match='device is "tpu"'):
+        LLM(TINY[family], device="tpu")
+
+
+def test_sampling_params_are_one_or_one_a_prompt(llm):
+    with pytest.raises(InvalidRequest, match="1 were given for 2 prompts; pass one, or one a prompt") as caught:
+        llm.generate(["x", "y"], [greedy()])
+    assert (caught.value.found, caught.value.expected) == (1, 2)
+    for wrong in ({"temperature": 0}, 0.5, [greedy(), None], [{"max_tokens": 1}] * 2, "greedy"):
+        with pytest.raises(InvalidRequest, match="sampling_params: found a "):
+            llm.generate(["x", "y"], wrong)
+    outputs = llm.generate(["x", "y"], (greedy(2), greedy(3)), use_tqdm=False)
+    assert [len(ids) for ids in token_ids(outputs)] == [2, 3]
+
+
+def test_the_common_path_imports_no_transformers(family):
+    code = f"""
+import sys, vlmfx
+from PIL import Image
+request = {{"messages": [{{"role": "user", "content": [
+    {{"type": "image", "image": Image.new("RGB", (40, 30))}}, {{"type": "text", "text": "What?"}}]}}]}}
+print(len(vlmfx.generate({str(TINY[family])!r}, request, vlmfx.SamplingParams(max_tokens=3))[0].outputs[0].token_ids))
+assert "transformers" not in sys.modules, "transformers was imported"
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) in (1, 2, 3)
