@@ -3,17 +3,18 @@
     python scripts/train_scenes.py --out DIR [--minutes 22] [--stop-after M]      # the same command again resumes
 
 The learning rate follows the time trained, of which --minutes is the whole. DIR/state.pt holds all that a resumed run needs;
-DIR/model is the checkpoint folder, written at the end of each run."""
+DIR/model is the checkpoint folder, written at the end of each run. A run that is killed goes on from the last evaluation."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import os
 import random
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -155,13 +156,12 @@ def with_replay(
 ) -> Iterator[TrainingBatch]:
     """Each new batch and, after it, times − 1 earlier ones, drawn from the last `size`: making pictures is what takes longest."""
     rng = random.Random(0)
-    kept: list[TrainingBatch] = []
+    kept: deque[TrainingBatch] = deque(maxlen=size)
     for batch in batches:
-        on_device = batch.to(device)
-        yield on_device
-        for _ in range(times - 1 if kept else 0):
+        kept.append(batch.to(device))
+        yield kept[-1]
+        for _ in range(times - 1):
             yield rng.choice(kept)
-        kept = [*kept[-size + 1 :], on_device]
 
 
 def read_weights(folder: Path, specs: Tree, device: torch.device) -> Tree:
@@ -211,7 +211,11 @@ def main() -> None:
         step, trained = state["step"], state["trained"]
     held_out = [make_batch(tokenizer, vision, seed, 32, split="heldout") for seed in range(12 if args.workers else 2)]
     batches = stream(
-        str(folder / "tokenizer.json"), vision, first_seed=step, num_pictures=args.pictures, num_workers=args.workers
+        str(folder / "tokenizer.json"),
+        vision,
+        first_seed=step // args.replay,
+        num_pictures=args.pictures,
+        num_workers=args.workers,
     )
     bar = tqdm(
         with_replay(batches, device, args.replay_from, args.replay),
@@ -243,25 +247,26 @@ def main() -> None:
             if skipped > MAX_SKIPPED:
                 raise SystemExit("too many gradients are not finite; lower --lr")
         step += 1
-        is_last = step == args.max_steps or trained > stop_at
+        is_last = trained > stop_at or (args.max_steps is not None and step >= args.max_steps)
         if step % args.eval_every == 0 or is_last:
             shown = accuracy(tree_map(lambda p: p.detach().to(dtype), params), cfg, vision, held_out)
-            answers_loss, cells = torch.stack(recent).mean(0).tolist()
+            answers_loss, cells = torch.stack(recent).mean(0).tolist() if recent else (math.nan, math.nan)
             print(
                 f"\nstep {step} after {trained:.0f} s: loss {answers_loss:.4f}, of cells {cells:.4f}; held out  "
                 + " ".join(f"{task} {share:.3f}" for task, share in shown.items()),
                 flush=True,
             )
             recent = []
+            state = {
+                "params": [p.detach() for p in leaves(params)],
+                "optimizers": [s.state_dict() for s in steppers],
+                "step": step,
+                "trained": trained,
+            }
+            torch.save(state, args.out / "state.tmp")
+            os.replace(args.out / "state.tmp", args.out / "state.pt")
         if is_last:
             break
-    state = {
-        "params": [p.detach() for p in leaves(params)],
-        "optimizers": [s.state_dict() for s in steppers],
-        "step": step,
-        "trained": trained,
-    }
-    torch.save(state, args.out / "state.pt")
     del params["cells"]
     save_weights(folder, cfg, params)
     if args.export:

@@ -254,10 +254,20 @@ QWEN2_VL: dict[str, tuple[Build, str, str]] = {
     "pixels below one": (
         lambda m: about(m, picture(9, 9)) | {"mm_processor_kwargs": {"max_pixels": 0}},
         "mm_processor_kwargs.max_pixels",
-        "it is 0; use a positive number",
+        "it is 0; use 1 to",
+    ),
+    "a number of pixels beyond any float": (
+        lambda m: about(m, picture(9, 9)) | {"mm_processor_kwargs": {"max_pixels": 10**400}},
+        "mm_processor_kwargs.max_pixels",
+        "use 1 to",
+    ),
+    "at least more pixels than at most": (
+        lambda m: about(m, picture(9, 9)) | {"mm_processor_kwargs": {"min_pixels": 10**6, "max_pixels": 784}},
+        "mm_processor_kwargs",
+        "make min_pixels the smaller",
     ),
     "enough pixels to fill the memory": (
-        lambda m: about(m, picture(9, 9)) | {"mm_processor_kwargs": {"min_pixels": 10**12, "max_pixels": 10**12}},
+        lambda m: about(m, picture(9, 9)) | {"mm_processor_kwargs": {"min_pixels": 10**8, "max_pixels": 10**8}},
         "prompt",
         "use fewer or smaller images",
     ),

@@ -287,3 +287,10 @@ def test_the_shipped_model(tmp_path, monkeypatch):
         hub.resolve("scenes")
     hub.SCENES.mkdir(parents=True)
     assert hub.resolve("scenes") == hub.SCENES
+
+
+def test_the_shipped_model_wins_over_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scenes").mkdir()
+    assert hub.resolve("scenes") == hub.SCENES
+    assert hub.resolve("./scenes").resolve() == tmp_path / "scenes"

@@ -25,7 +25,8 @@ from tests.pictures import about, encoded, mixed, picture
 from vlmfx import LLM, BatchError, InvalidRequest, SamplingParams
 from vlmfx.checkpoint import Model
 from vlmfx.engine import runner
-from vlmfx.engine.sequence import Sequence
+from vlmfx.engine.sequence import Request, Sequence
+from vlmfx.errors import InternalError
 from vlmfx.processing.prompt import prepare
 
 NUM_TOKENS = 16
@@ -220,7 +221,8 @@ def test_text_that_is_still_open_at_the_end_comes_out(model, last):
     stops = {"stop_token_ids": [eos], "ignore_eos": True} if last == "stop token" else {}
     params = SamplingParams.greedy(max_tokens=len(ids) + len(end), **stops)
     inputs = prepare(model.processor, "Hello")
-    sequence = Sequence(0, replace(model, eos_token_ids=(eos,)), inputs, params)
+    request = Request(number=0, inputs=inputs, params=params, arrival=0.0)
+    sequence = Sequence(replace(model, eos_token_ids=(eos,)), request)
     streamed = "".join(sequence.push(i, None) for i in [*ids, *end])
     completion = sequence.output().outputs[0]
     assert completion.text == streamed == tokenizer.decode(ids)
@@ -527,3 +529,29 @@ assert "transformers" not in sys.modules, "transformers was imported"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) in (1, 2, 3)
+
+
+def test_an_unexpected_exception_fails_its_prompt_alone(llm, model, monkeypatch):
+    def fail(cfg, ids, layouts):
+        if list(ids) == bad["prompt_token_ids"]:
+            raise RuntimeError("boom")
+        return positions(cfg, ids, layouts)
+
+    bad = {"prompt_token_ids": [3] * 5}
+    positions = model.processor.functions.positions
+    monkeypatch.setattr(model.processor.functions, "positions", fail)
+    with pytest.raises(InternalError, match="boom"):
+        llm.generate(bad, greedy(), use_tqdm=False)
+    with pytest.warns(UserWarning, match="1 of 2"):
+        good, failed = llm.generate(["Hello", bad], greedy(), use_tqdm=False)
+    assert good.error is None
+    assert isinstance(failed.error, InternalError)
+
+
+def test_the_first_token_is_timed_from_the_call(llm, model):
+    """Not from when a row became free: of prompts that run one after the other, each waits for those before it."""
+    outputs = LLM(model, max_num_seqs=1).generate(["Hello"] * 3, greedy(), use_tqdm=False)
+    metrics = [output.metrics for output in outputs]
+    firsts = [m.time_to_first_token_s or 0.0 for m in metrics if m is not None]
+    assert len(firsts) == 3
+    assert 0 < firsts[0] < firsts[1] < firsts[2]

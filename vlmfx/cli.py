@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vlmfx import __version__
-from vlmfx.errors import VlmfxError
+from vlmfx.errors import InvalidRequest, VlmfxError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; 1 and one sentence on stderr for an error of the user's, 2 for wrong usage."""
     args = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
     try:
         return args.run(args)
     except VlmfxError as error:
@@ -22,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # what reads the output has ended; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,9 +55,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_sampling(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--max-tokens", type=int)
-    verb.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    verb.add_argument("--top-p", type=float, default=1.0)
-    verb.add_argument("--top-k", type=int, default=0)
+    verb.add_argument("--temperature", type=float, help="0, the default, is greedy; 1 the model's own")
+    verb.add_argument("--top-p", type=float)
+    verb.add_argument("--top-k", type=int)
+    verb.add_argument("--min-p", type=float)
     verb.add_argument("--seed", type=int)
     verb.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeat for several")
     verb.add_argument("--ignore-eos", action="store_true")
@@ -69,14 +78,17 @@ def generate(args: argparse.Namespace) -> int:
     from vlmfx.engine.request import SamplingParams
     from vlmfx.llm import LLM
 
+    drawing = {
+        name: getattr(args, name) for name in ("top_p", "top_k", "min_p", "seed") if getattr(args, name) is not None
+    }
+    if drawing and not args.temperature:
+        raise InvalidRequest("temperature", f"{', '.join(drawing)} without it changes nothing; add --temperature 1.")
     params = SamplingParams(
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        seed=args.seed,
+        temperature=args.temperature or 0.0,
         stop=args.stop,
         max_tokens=args.max_tokens,
         ignore_eos=args.ignore_eos,
+        **drawing,
     )
     llm = LLM(
         args.model,

@@ -3,6 +3,7 @@
 VlmfxError
 ├── InvalidRequest      a prompt, image or parameter of one request; carries field, found, expected
 ├── BatchError          some requests of a batch failed; carries the outputs of all
+├── InternalError       a request failed by a fault of ours
 ├── CheckpointError     a folder or hub id that cannot be loaded
 │   └── UnsupportedModel    its architecture is not one of ours
 ├── ShapeError          an op or model function was called with tensors that do not fit
@@ -28,8 +29,12 @@ class InvalidRequest(VlmfxError):
     def __init__(self, field: str, message: str, *, found: Any = None, expected: Any = None) -> None:
         super().__init__(f"{field}: {message}")
         self.field = field
+        self.message = message
         self.found = found
         self.expected = expected
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _invalid_request, (self.field, self.message, self.found, self.expected)
 
 
 class CheckpointError(VlmfxError):
@@ -52,5 +57,18 @@ class BatchError(VlmfxError):
     """Some requests of a batch failed, raised with on_error="raise" once the others are done; outputs holds every result."""
 
     def __init__(self, message: str, outputs: list[Any]) -> None:
-        super().__init__(message)
+        super().__init__(message, outputs)
+        self.message = message
         self.outputs = outputs
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InternalError(VlmfxError):
+    """A request failed by a fault of ours, not of the request; `__cause__` is the exception."""
+
+
+def _invalid_request(field: str, message: str, found: Any, expected: Any) -> InvalidRequest:
+    """Unpickles an InvalidRequest, whose arguments are keywords in part."""
+    return InvalidRequest(field, message, found=found, expected=expected)

@@ -29,18 +29,20 @@ def resolve(
 ) -> Path:
     """The folder that holds the model; a hub id is downloaded, or found in huggingface_hub's cache.
 
-    model: an existing folder (returned as it is), "scenes" (the shipped model) or a hub id. Endpoint, token, cache
+    model: "scenes" (the shipped model; write "./scenes" for a folder), an existing folder or a hub id. Endpoint, token, cache
     and offline mode are huggingface_hub's own (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE). Only ALLOW less
     IGNORE is downloaded. Raises CheckpointError.
     """
-    if os.path.isdir(model):  # not Path.is_dir: it raises for names that are too long, and takes "" for "."
-        return Path(model)
-    if model == "scenes":
+    if not isinstance(model, (str, os.PathLike)):
+        raise CheckpointError(f"the model is a {type(model).__name__}; give a folder, a hub id or 'scenes'.")
+    if model == "scenes":  # before any folder of that name where the program happens to run
         if not SCENES.is_dir():
             raise CheckpointError(
                 f"{SCENES} is missing: this installation lacks the shipped model; install vlmfx again."
             )
         return SCENES
+    if os.path.isdir(model):  # not Path.is_dir: it raises for names that are too long, and takes "" for "."
+        return Path(model)
     if os.path.exists(model):
         raise CheckpointError(f"{model} is a file, expected a model folder; give the folder that holds it.")
     if isinstance(model, Path) or not _HUB_ID.fullmatch(model):

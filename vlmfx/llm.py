@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from vlmfx import checkpoint
 from vlmfx.checkpoint import Model
 from vlmfx.engine import engine
 from vlmfx.engine.request import RequestOutput, SamplingParams
-from vlmfx.errors import BatchError, InvalidRequest, VlmfxError
-from vlmfx.processing.inputs import ModelInputs
+from vlmfx.engine.sequence import Request
+from vlmfx.errors import BatchError, InternalError, InvalidRequest, VlmfxError
 from vlmfx.processing.prompt import prepare
 
 log = logging.getLogger("vlmfx")
@@ -68,10 +69,10 @@ class LLM:
             )
         loading: dict[str, Any] = {
             "dtype": dtype, "device": device, "max_model_len": max_model_len, "chat_template": chat_template, "revision": revision,
-            "token": hf_token,
+            "hf_token": hf_token,
         }  # fmt: skip
         if isinstance(model, Model):
-            given = [name for name, value in loading.items() if value is not None]
+            given = [name for name, value in loading.items() if value not in (None, "auto")]
             if given:
                 raise InvalidRequest(given[0], "the model is loaded already; pass it to vlmfx.load instead.")
             self.model = model
@@ -101,14 +102,17 @@ class LLM:
         items = [prompts] if is_single else list(prompts)
         params = _params_for(items, sampling_params)
         results: list[RequestOutput | None] = [None] * len(items)
-        requests: list[tuple[int, ModelInputs, SamplingParams]] = []
+        requests: list[Request] = []
+        arrival = time.perf_counter()
         for number, (item, param) in enumerate(zip(items, params, strict=True)):
             try:
-                requests.append((number, prepare(self.model.processor, item), param))
-            except VlmfxError as error:
+                inputs = prepare(self.model.processor, item)
+                requests.append(Request(number=number, inputs=inputs, params=param, arrival=arrival))
+            except Exception as error:
+                failure = _as_vlmfx_error(error)
                 if is_single:
-                    raise
-                results[number] = RequestOutput.failed(str(number), error, prompt=_text_of(item))
+                    raise failure from failure.__cause__
+                results[number] = RequestOutput.failed(str(number), failure, prompt=_text_of(item))
         outputs = engine.run(self.model, requests, max_num_seqs=self.max_num_seqs, on_text=on_text or _ignore)
         for output in tqdm(
             outputs, total=len(requests), desc="generate", unit="prompt", disable=not use_tqdm or len(items) < 2
@@ -164,6 +168,18 @@ def _params_for(items: list[Any], given: SamplingParams | Sequence[SamplingParam
             expected=len(items),
         )
     return params
+
+
+def _as_vlmfx_error(error: Exception) -> VlmfxError:
+    """The error itself if it is one of ours; else an InternalError that it caused, logged with its traceback."""
+    if isinstance(error, VlmfxError):
+        return error
+    log.error("a prompt could not be prepared", exc_info=error)
+    failure = InternalError(
+        f"the prompt could not be prepared ({type(error).__name__}: {error}); please report it with the log's traceback."
+    )
+    failure.__cause__ = error
+    return failure
 
 
 def _text_of(item: Any) -> str | None:

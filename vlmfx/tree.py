@@ -31,8 +31,3 @@ def items(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, child in children:
         yield from items(child, f"{path}.{key}" if path else str(key))
-
-
-def num_bytes(tree: Tree) -> int:
-    """Bytes of all tensor leaves together."""
-    return sum(t.numel() * t.element_size() for t in leaves(tree))

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vlmfx.checkpoint import Model
 from vlmfx.engine import runner, sequence
-from vlmfx.engine.request import RequestOutput, SamplingParams
+from vlmfx.engine.request import RequestOutput
 from vlmfx.engine.sampler import logprobs, sample
-from vlmfx.processing.inputs import ModelInputs
+from vlmfx.engine.sequence import Request
 
 OnText = Callable[[int, str], None]  # (request number, its new text)
 
@@ -20,30 +20,26 @@ OnText = Callable[[int, str], None]  # (request number, its new text)
 @torch.no_grad()  # as a decorator: a `with` in a generator would hold for its caller, too
 def run(
     model: Model,
-    requests: Sequence[tuple[int, ModelInputs, SamplingParams]],
+    requests: Sequence[Request],
     *,
     max_num_seqs: int,
     on_text: OnText = lambda number, text: None,
 ) -> Iterator[RequestOutput]:
-    """The outputs of (number, inputs, params) requests as they finish; request_id is the number.
+    """The outputs of the requests as they finish; request_id is a request's number.
 
     At most max_num_seqs run at once, in rows 0, 1, ... of one cache; the last running row moves into a row that becomes free."""
     if not requests:
         return
     waiting = deque(requests)
-    longest = max(
-        len(inputs.token_ids) + sequence.Sequence.max_tokens(model, inputs, params) for _, inputs, params in requests
-    )
+    longest = max(len(r.inputs.token_ids) + r.max_tokens(model) for r in requests)
     num_rows = min(max_num_seqs, len(requests))
     running: list[sequence.Sequence] = []
     ids = torch.empty(0, dtype=torch.int64, device=model.device)
     cache = runner.allocate(model, num_rows, longest)
     while waiting or running:
         if waiting and len(running) < num_rows:
-            new = [
-                sequence.Sequence(n, model, i, p)
-                for n, i, p in (waiting.popleft() for _ in range(min(len(waiting), num_rows - len(running))))
-            ]
+            num_new = min(len(waiting), num_rows - len(running))
+            new = [sequence.Sequence(model, waiting.popleft()) for _ in range(num_new)]
             logits = runner.prefill(model, [s.inputs for s in new], cache, len(running))
             ids = torch.cat((ids, _sample(logits, new, on_text)))
             running += new

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import dataclass
 
 from vlmfx.checkpoint import Model
 from vlmfx.engine.request import CompletionOutput, Logprob, RequestMetrics, RequestOutput, SamplingParams
@@ -12,30 +13,38 @@ from vlmfx.processing.detokenizer import IncrementalDetokenizer
 from vlmfx.processing.inputs import ModelInputs
 
 
-class Sequence:
-    """The host's side of a request: its tokens, its text, and whether it is done."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """A prepared request; number names it, arrival is when the user asked, by time.perf_counter."""
 
-    def __init__(self, number: int, model: Model, inputs: ModelInputs, params: SamplingParams) -> None:
-        self.number = number
-        self.inputs = inputs
+    number: int
+    inputs: ModelInputs
+    params: SamplingParams
+    arrival: float
+
+    def max_tokens(self, model: Model) -> int:
+        """The most tokens this request may generate."""
+        return self.params.token_budget(model.max_model_len - len(self.inputs.token_ids))
+
+
+class Sequence:
+    """The host's side of a running request: its tokens, its text, and whether it is done."""
+
+    def __init__(self, model: Model, request: Request) -> None:
+        params = request.params
+        self.number = request.number
+        self.inputs = request.inputs
         self.params = params
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
         self.token_ids: list[int] = []
         self.logprobs: list[dict[int, Logprob]] = []
         self.end: StopStep | None = None
         self._tokenizer = model.processor.tokenizer
-        self._stop = StopChecker(
-            params, eos_token_ids=model.eos_token_ids, max_tokens=self.max_tokens(model, inputs, params)
-        )
+        self._stop = StopChecker(params, eos_token_ids=model.eos_token_ids, max_tokens=request.max_tokens(model))
         self._detokenizer = IncrementalDetokenizer(self._tokenizer, skip_special_tokens=params.skip_special_tokens)
         self._text: list[str] = []
-        self._created = time.perf_counter()
+        self._arrival = request.arrival
         self._first_token_at = 0.0
-
-    @staticmethod
-    def max_tokens(model: Model, inputs: ModelInputs, params: SamplingParams) -> int:
-        """The most tokens this request may generate."""
-        return params.token_budget(model.max_model_len - len(inputs.token_ids))
 
     @property
     def context_len(self) -> int:
@@ -94,7 +103,7 @@ class Sequence:
         metrics = RequestMetrics(
             prompt_tokens=len(self.inputs.token_ids),
             output_tokens=len(self.token_ids),
-            time_to_first_token_s=self._first_token_at - self._created,
+            time_to_first_token_s=self._first_token_at - self._arrival,
             decode_s=now - self._first_token_at,
         )
         return RequestOutput(

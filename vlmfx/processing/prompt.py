@@ -14,7 +14,7 @@ from torch import Tensor
 from vlmfx.errors import InvalidRequest
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.processing.chat import render_chat, template_takes_parts
-from vlmfx.processing.images import load_image
+from vlmfx.processing.images import MAX_PIXELS, load_image
 from vlmfx.processing.inputs import ImageLayout, ModelInputs, expand_placeholders, expanded_length, index_features
 from vlmfx.processing.messages import messages_for_template
 from vlmfx.processing.tokenizer import Tokenizer
@@ -99,7 +99,8 @@ def _checked_request(request: Any) -> dict[str, Any]:
         )
     unknown = [key for key in request if key not in PROMPT_KEYS]
     if unknown:
-        raise InvalidRequest("prompt", f"unknown keys {unknown}; use {sorted(PROMPT_KEYS)}.", found=unknown)
+        remedy = 'put messages into {"messages": [...]}' if "role" in request else f"use {sorted(PROMPT_KEYS)}"
+        raise InvalidRequest("prompt", f"unknown keys {unknown}; {remedy}.", found=unknown)
     request = {key: value for key, value in request.items() if value is not None}
     sources = [key for key in ("prompt", "prompt_token_ids", "messages") if key in request]
     if len(sources) != 1:
@@ -153,11 +154,18 @@ def _request_config(processor: Processor, settings: dict[str, Any]) -> Any:
             raise InvalidRequest(
                 "mm_processor_kwargs", f'it has "{key}"; this model knows {sorted(known) or "none"}.', found=key
             )
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 1 <= value <= MAX_PIXELS:
             raise InvalidRequest(
-                f"mm_processor_kwargs.{key}", f"it is {value!r}; use a positive number of pixels.", found=value
+                f"mm_processor_kwargs.{key}", f"it is {value!r}; use 1 to {MAX_PIXELS} pixels.", found=value
             )
-    return replace(processor.config, **settings) if settings else processor.config
+    changed = replace(processor.config, **settings) if settings else processor.config
+    if settings and changed.min_pixels > changed.max_pixels:
+        raise InvalidRequest(
+            "mm_processor_kwargs",
+            f"min_pixels is {changed.min_pixels} but max_pixels {changed.max_pixels}; make min_pixels the smaller.",
+            found=(changed.min_pixels, changed.max_pixels),
+        )
+    return changed
 
 
 def _images(functions: ModuleType, cfg: Any, value: Any) -> tuple[Any, Tensor | None, list[ImageLayout]]:
