@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -31,14 +31,14 @@ FAMILIES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """A loaded model: nothing here changes after loading. functions is the family's module in vlmfx.models, its functions pure."""
 
     name: str
     functions: ModuleType
     config: Any
-    params: Tree
+    params: Tree = field(repr=False)
     processor: Processor
     device: torch.device
     dtype: torch.dtype
@@ -58,22 +58,25 @@ def load(
     max_model_len: int | None = None,
     chat_template: str | Path | None = None,
     revision: str | None = None,
-    token: str | bool | None = None,
+    hf_token: str | bool | None = None,
     trust_remote_code: bool = False,
 ) -> Model:
     """The model in a folder, of a hub id, or "scenes", the shipped one.
 
     trust_remote_code is accepted and never runs anything: every family is implemented here. Raises CheckpointError (or its kind
     UnsupportedModel) with what is missing or does not fit."""
-    folder = resolve(model, revision=revision, token=token)
+    folder = resolve(model, revision=revision, token=hf_token)
     hf = read_json(folder, "config.json")
     family = family_of(hf, str(model))
     functions = importlib.import_module(f"vlmfx.models.{family}")
     config = _parse(functions.config, hf, folder)
-    files = WeightFiles(folder, functions.KEY_PREFIXES)
     target = resolve_device(device)
     compute_dtype = resolve_dtype(dtype, target, _stored_dtype(hf))
+    # The weights last: they are what takes time, and a wrong option should be told at once.
+    processor = load_processor(folder, family, config, max_model_len=max_model_len, chat_template=chat_template)
+    eos_token_ids = _eos_token_ids(folder, hf)
     specs = _parse(lambda hf: functions.param_specs(config), hf, folder)
+    files = WeightFiles(folder, functions.KEY_PREFIXES)
     weights.check(specs, files.shapes, where=str(model), ignored=lambda name: functions.is_unused(config, name))
     with files:
         params = weights.load(specs, files.read, dtype=compute_dtype, device=target)
@@ -82,10 +85,10 @@ def load(
         functions=functions,
         config=config,
         params=params,
-        processor=load_processor(folder, family, config, max_model_len=max_model_len, chat_template=chat_template),
+        processor=processor,
         device=target,
         dtype=compute_dtype,
-        eos_token_ids=_eos_token_ids(folder, hf),
+        eos_token_ids=eos_token_ids,
     )
 
 
