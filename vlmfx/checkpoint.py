@@ -19,6 +19,7 @@ from vlmfx import weights
 from vlmfx.device import DTYPES, resolve_device, resolve_dtype
 from vlmfx.errors import CheckpointError, InvalidRequest, UnsupportedModel
 from vlmfx.hub import resolve
+from vlmfx.models.validate import CONFIG, refuse
 from vlmfx.processing.chat import load_chat_template
 from vlmfx.processing.prompt import Processor
 from vlmfx.processing.tokenizer import Tokenizer
@@ -119,6 +120,8 @@ def load_processor(
 def family_of(hf: dict[str, Any], where: str) -> str:
     """The row of FAMILIES for a config.json. Raises UnsupportedModel, which lists the rows there are."""
     found = hf.get("architectures") or []
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        refuse("architectures", found, "a list of names")
     for architecture in found:
         if architecture in FAMILIES:
             return FAMILIES[architecture]
@@ -137,7 +140,7 @@ def read_json(folder: Path, name: str, default: dict[str, Any] | None = None) ->
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: there is no {name}; point to a folder in the Hugging Face layout.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: it is not readable JSON ({error}); copy the file again.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: it holds a {type(value).__name__}, expected an object; copy the file again.")
@@ -202,15 +205,19 @@ class WeightFiles:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(read_json(folder, index.name).get("weight_map", {}).values()))
-        if not names:
+        weight_map = read_json(folder, index.name).get("weight_map")
+        if not weight_map:
             raise CheckpointError(f"{index}: weight_map is empty or missing; copy the file again.")
-        paths = [folder / name for name in names]
-        escaped = [name for name in names if Path(name).name != name]
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            refuse("weight_map", weight_map, "an object of file names", file=str(index))
+        names = sorted(set(weight_map.values()))
+        escaped = [name for name in names if not _is_plain_file_name(name)]
         if escaped:
             raise CheckpointError(
-                f"{index}: weight_map names {escaped}, which lie outside the folder; use plain file names."
+                f"{index}: weight_map names {str(escaped)[:200]}, which are no file names or lie outside the folder; "
+                "use plain file names."
             )
+        paths = [folder / name for name in names]
     else:
         paths = (
             [folder / "model.safetensors"]
@@ -235,6 +242,12 @@ def _weight_files(folder: Path) -> list[Path]:
     return paths
 
 
+def _is_plain_file_name(name: str) -> bool:
+    return (
+        name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\:") and len(name.encode()) < 256
+    )
+
+
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
@@ -248,7 +261,7 @@ def _parse(parse: Any, hf: dict[str, Any], folder: Path) -> Any:
         return parse(hf)
     except KeyError as error:
         raise CheckpointError(f"{folder}: its config has no {error}; restore the published file.") from None
-    except (TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{folder}: its config cannot be read ({error}); restore the published file.") from None
 
 
@@ -261,7 +274,9 @@ def _eos_token_ids(folder: Path, hf: dict[str, Any]) -> tuple[int, ...]:
     """generation_config.json's, else config.json's: an id or a list."""
     generation = read_json(folder, "generation_config.json", default={})
     text = hf.get("text_config", {})
-    eos: int | list[int] = next(
-        (c["eos_token_id"] for c in (generation, hf, text) if c.get("eos_token_id") is not None), []
-    )
-    return tuple(eos) if isinstance(eos, list) else (eos,)
+    eos: Any = next((c["eos_token_id"] for c in (generation, hf, text) if c.get("eos_token_id") is not None), [])
+    ids = eos if isinstance(eos, list) else [eos]
+    if any(type(i) is not int for i in ids):
+        file = CONFIG if generation.get("eos_token_id") is None else "generation_config.json"
+        refuse("eos_token_id", eos, "an integer or a list of integers", file=file)
+    return tuple(ids)

@@ -14,30 +14,50 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """The device to run on; None or "auto" is CUDA where there is a GPU, MLU where torch_mlu is loaded, else the CPU.
 
     Raises DeviceError for a device that is unknown or absent."""
-    if isinstance(device, torch.device):
-        return device
-    if device is None or device == "auto":
+    if device is None or (isinstance(device, str) and device == "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "mlu" if _has_mlu() else "cpu")
-    kind = device.split(":")[0]
+    kind = str(device).split(":")[0] if isinstance(device, (str, torch.device)) else None
     if kind not in ("cpu", "cuda", "mlu"):
+        raise DeviceError(_unknown(device))
+    count = _device_count(kind)
+    try:
+        found = torch.device(device) if count else None
+    except (RuntimeError, ValueError):
+        raise DeviceError(_unknown(device)) from None
+    if found is None or not 0 <= (found.index or 0) < count:
         raise DeviceError(
-            f'device is "{device}" but must be one of "auto", "cpu", "cuda", "cuda:N", "mlu"; choose one of these.'
+            f'device "{_shown(device)}" is not present on this machine, which has {count} of kind {kind}; '
+            'use device="cpu" or leave it out.'
         )
-    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mlu" and not _has_mlu()):
-        raise DeviceError(f'device "{device}" is not present on this machine; use device="cpu" or leave it out.')
-    return torch.device(device)
+    return torch.device("cpu") if kind == "cpu" else found
+
+
+def _unknown(device: object) -> str:
+    return (
+        f'device is "{_shown(device)}" but must be one of "auto", "cpu", "cuda", "cuda:N", "mlu"; choose one of these.'
+    )
+
+
+def _shown(device: object) -> str:
+    return str(device).encode("unicode_escape").decode()[:80]
+
+
+def _device_count(kind: str) -> int:
+    if kind == "cuda":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return 1 if kind == "cpu" else int(torch.mlu.device_count()) if _has_mlu() else 0  # type: ignore[attr-defined]
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: torch.dtype) -> torch.dtype:
     """The compute dtype; None or "auto" is the checkpoint's own on CUDA and float32 elsewhere.
 
     Raises DeviceError for a name that is not one of float32, float16, bfloat16 (or a short form of these)."""
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
-    if dtype is None or dtype == "auto":
+    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return stored if device.type == "cuda" else torch.float32
-    name = ALIASES.get(dtype, dtype)
-    if name not in DTYPES:
+    name = ALIASES.get(dtype, dtype) if isinstance(dtype, str) else None
+    if name is None or name not in DTYPES:
         raise DeviceError(f'dtype is "{dtype}" but must be "auto" or one of {", ".join(DTYPES)}; choose one of these.')
     return DTYPES[name]
 

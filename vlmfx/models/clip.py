@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmfx.models.layers import layer_norm_specs
+from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, supported
 from vlmfx.models.vit import block, block_specs
 from vlmfx.ops.activation import ACTIVATIONS
 from vlmfx.ops.norm import layer_norm
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec, fused, spec
+
+SUPPORTED = {"num_channels": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,18 @@ class ClipConfig:
     hidden_act: str
     layer_norm_eps: float
 
+    def __post_init__(self) -> None:
+        positive_int("vision_config.hidden_size", self.hidden_size)
+        positive_int("vision_config.intermediate_size", self.intermediate_size)
+        positive_int("vision_config.num_hidden_layers", self.num_layers, most=MAX_LAYERS)
+        positive_int("vision_config.num_attention_heads", self.num_heads)
+        multiple_of("vision_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_heads)
+        positive_int("vision_config.image_size", self.image_size)
+        positive_int("vision_config.patch_size", self.patch_size)
+        multiple_of("vision_config.image_size", self.image_size, "patch_size", self.patch_size)
+        one_of("vision_config.hidden_act", self.hidden_act, ACTIVATIONS)
+        positive_float("vision_config.layer_norm_eps", self.layer_norm_eps)
+
     @property
     def num_patches(self) -> int:
         """Patches of one image, the class token not counted."""
@@ -40,6 +55,7 @@ class ClipConfig:
 
 def vision_config(hf: dict[str, Any]) -> ClipConfig:
     """The tower of a clip_vision_model config; missing keys have the defaults of transformers' CLIPVisionConfig."""
+    supported(hf, SUPPORTED, at="vision_config.")
     return ClipConfig(
         hidden_size=hf.get("hidden_size", 768),
         intermediate_size=hf.get("intermediate_size", 3072),

@@ -5,12 +5,14 @@ Source: huggingface/transformers: src/transformers/models/{llama,qwen2,qwen2_vl}
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlmfx.models.layers import Batch, Cache, add_linear, norm_spec
+from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, refuse
 from vlmfx.ops.activation import gated_activation
 from vlmfx.ops.attention import cache_write, paged_decode_attention, prefill_attention
 from vlmfx.ops.norm import rms_norm
@@ -37,6 +39,30 @@ class DecoderConfig:
     qkv_bias: bool = False
     tie_word_embeddings: bool = False
     mrope_section: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        positive_int("vocab_size", self.vocab_size)
+        positive_int("hidden_size", self.hidden_size)
+        positive_int("intermediate_size", self.intermediate_size)
+        positive_int("num_hidden_layers", self.num_layers, most=MAX_LAYERS)
+        positive_int("num_attention_heads", self.num_heads)
+        positive_int("num_key_value_heads", self.num_kv_heads)
+        multiple_of("num_attention_heads", self.num_heads, "num_key_value_heads", self.num_kv_heads)
+        if positive_int("head_dim", self.head_dim) % 2:
+            refuse(
+                "head_dim", self.head_dim, "an even number (it is hidden_size / num_attention_heads where not given)"
+            )
+        positive_float("rms_norm_eps", self.rms_norm_eps)
+        positive_float("rope_theta", self.rope_theta)
+        positive_int("max_position_embeddings", self.max_position_embeddings)
+        one_of("attention_bias", self.qkv_bias, (True, False))
+        one_of("tie_word_embeddings", self.tie_word_embeddings, (True, False))
+
+
+def head_dim(hidden_size: Any, num_heads: Any) -> int:
+    """hidden_size / num_attention_heads, the width of a head that a config does not give."""
+    heads = positive_int("num_attention_heads", num_heads)
+    return multiple_of("hidden_size", positive_int("hidden_size", hidden_size), "num_attention_heads", heads) // heads
 
 
 def param_specs(cfg: DecoderConfig, at: str, head: str) -> Tree:

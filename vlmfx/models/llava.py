@@ -4,6 +4,7 @@ Source: huggingface/transformers: src/transformers/models/llava/modeling_llava.p
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from vlmfx.errors import CheckpointError
 from vlmfx.models import clip, decoder, llama
 from vlmfx.models.layers import Batch, Cache, linear, linear_specs
+from vlmfx.models.validate import one_of, refuse, token_id
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.activation import ACTIVATIONS
 from vlmfx.ops.merge import merge as merge_rows
@@ -43,6 +45,10 @@ class LlavaConfig:
     projector_act: str
     image_token_id: int
 
+    def __post_init__(self) -> None:
+        one_of("projector_hidden_act", self.projector_act, ACTIVATIONS)
+        token_id("image_token_index", self.image_token_id, self.text.vocab_size)
+
     @property
     def features_per_image(self) -> int:
         """Rows that one image fills in the prompt."""
@@ -53,20 +59,24 @@ def config(hf: dict[str, Any]) -> LlavaConfig:
     """The model of a config.json. Raises CheckpointError for a feature layer the tower does not have."""
     vision = clip.vision_config(hf["vision_config"])
     layers = hf.get("vision_feature_layer", -2)
-    counted = tuple(
-        i if i >= 0 else vision.num_layers + 1 + i for i in (layers if isinstance(layers, list) else [layers])
-    )
+    listed = layers if isinstance(layers, list) else [layers]
+    if not listed or any(type(i) is not int for i in listed):
+        refuse("vision_feature_layer", layers, "an integer or a list of them")
+    counted = tuple(i if i >= 0 else vision.num_layers + 1 + i for i in listed)
     if any(not 0 <= i <= vision.num_layers for i in counted):
         raise CheckpointError(
             f"config.json: vision_feature_layer is {layers} but the tower has {vision.num_layers} layers; "
             "restore the published config.json."
         )
+    strategy = one_of(
+        "vision_feature_select_strategy", hf.get("vision_feature_select_strategy", "default"), ("default", "full")
+    )
     text = {"tie_word_embeddings": hf.get("tie_word_embeddings", False), **hf["text_config"]}
     return LlavaConfig(
         text=llama.text_config(text),
         vision=vision,
         feature_layers=counted,
-        keep_class_token=hf.get("vision_feature_select_strategy", "default") == "full",
+        keep_class_token=strategy == "full",
         projector_act=hf.get("projector_hidden_act", "gelu"),
         image_token_id=hf.get("image_token_index", hf.get("image_token_id", 32000)),
     )
@@ -89,8 +99,9 @@ def is_unused(cfg: LlavaConfig, name: str) -> bool:
     """True for checkpoint names that are right to be there and are not needed: layers above the feature layer, a copy of tied
     embeddings, buffers."""
     tower = "vision_tower.vision_model."
-    if name.startswith(f"{tower}encoder.layers."):
-        return int(name.split(".")[4]) >= max(cfg.feature_layers)
+    layer = re.match(rf"{re.escape(tower)}encoder\.layers\.([0-9]{{1,4}})\.", name)
+    if layer:
+        return int(layer[1]) >= max(cfg.feature_layers)
     if cfg.text.tie_word_embeddings and name == "language_model.lm_head.weight":
         return True
     return name.startswith(f"{tower}post_layernorm.") or name.endswith(("position_ids", "rotary_emb.inv_freq"))

@@ -12,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmfx.models.layers import layer_norm_specs, linear, linear_specs
+from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, refuse, supported
 from vlmfx.models.vit import block, block_specs
 from vlmfx.ops.activation import quick_gelu
 from vlmfx.ops.norm import layer_norm
 from vlmfx.ops.rotary import RotaryTable, inverse_frequencies, rotary_table
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec
+
+SUPPORTED = {"hidden_act": "quick_gelu"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +38,29 @@ class Qwen2VitConfig:
     merge_size: int
     layer_norm_eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        positive_int("vision_config.embed_dim", self.hidden_size)
+        positive_int("vision_config.mlp_ratio · embed_dim", self.intermediate_size)
+        positive_int("vision_config.depth", self.num_layers, most=MAX_LAYERS)
+        positive_int("vision_config.num_heads", self.num_heads)
+        multiple_of("vision_config.embed_dim", self.hidden_size, "num_heads", self.num_heads)
+        if self.hidden_size // self.num_heads % 4:
+            refuse("vision_config.embed_dim / num_heads", self.hidden_size // self.num_heads, "a multiple of 4")
+        positive_int("vision_config.hidden_size", self.output_size)
+        one_of("vision_config.in_channels", self.in_channels, (3,))
+        positive_int("vision_config.patch_size", self.patch_size)
+        positive_int("vision_config.temporal_patch_size", self.temporal_patch_size)
+        positive_int("vision_config.spatial_merge_size", self.merge_size)
+        positive_float("layer_norm_eps", self.layer_norm_eps)
+
 
 def vision_config(hf: dict[str, Any]) -> Qwen2VitConfig:
     """The tower of a Qwen2-VL vision_config, whose hidden_size is the language model's width."""
-    embed_dim = hf.get("embed_dim", 1280)
+    supported(hf, SUPPORTED, at="vision_config.")
+    embed_dim = positive_int("vision_config.embed_dim", hf.get("embed_dim", 1280))
     return Qwen2VitConfig(
         hidden_size=embed_dim,
-        intermediate_size=int(embed_dim * hf.get("mlp_ratio", 4)),
+        intermediate_size=int(embed_dim * positive_float("vision_config.mlp_ratio", hf.get("mlp_ratio", 4))),
         num_layers=hf.get("depth", 32),
         num_heads=hf.get("num_heads", 16),
         output_size=hf.get("hidden_size", 3584),

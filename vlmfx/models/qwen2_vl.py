@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmfx.models import decoder, qwen2, qwen2_vit
 from vlmfx.models.layers import Batch, Cache
+from vlmfx.models.validate import refuse, token_id
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.merge import merge as merge_rows
 from vlmfx.ops.patches import normalize_patches
@@ -29,6 +30,12 @@ class Qwen2VLConfig:
     image_token_id: int
     video_token_id: int
     vision_start_token_id: int
+
+    def __post_init__(self) -> None:
+        if self.vision.output_size != self.text.hidden_size:
+            refuse("vision_config.hidden_size", self.vision.output_size, f"the text's, {self.text.hidden_size}")
+        for key in ("image_token_id", "video_token_id", "vision_start_token_id"):
+            token_id(key, getattr(self, key), self.text.vocab_size)
 
 
 def config(hf: dict[str, Any]) -> Qwen2VLConfig:

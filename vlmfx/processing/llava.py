@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlmfx.errors import CheckpointError, InvalidRequest
 from vlmfx.models.llava import LlavaConfig
+from vlmfx.models.validate import PREPROCESSOR, one_of, supported, three_numbers
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.patches import pack_patches
 from vlmfx.processing.embeds import rows_of
@@ -23,6 +24,11 @@ from vlmfx.processing.resize import resize
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PLACEHOLDER = "<image>"
+
+RESAMPLES = range(6)  # what every Pillow has; newer ones know more
+# What a preprocessor_config.json may say of the steps that every family does.
+STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "rescale_factor": 1 / 255}
+SUPPORTED = {**STEPS, "do_center_crop": True, "do_pad": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +46,36 @@ class LlavaProcessing:
 
 
 def config(preprocessor: dict[str, Any], model: LlavaConfig) -> LlavaProcessing:
-    """The processing of a preprocessor_config.json. Raises CheckpointError when its crop is not the tower's image size."""
-    crop = preprocessor.get("crop_size", model.vision.image_size)
-    crop = crop["height"] if isinstance(crop, dict) else crop
-    if crop != model.vision.image_size:
-        raise CheckpointError(
-            f"preprocessor_config.json: crop_size is {crop} but config.json has image_size {model.vision.image_size}; make them equal."
-        )
+    """The processing of a preprocessor_config.json. Raises CheckpointError for one that makes other pixels than `crop_image`."""
+    supported(preprocessor, SUPPORTED, file=PREPROCESSOR)
+    side = model.vision.image_size
+    for key, names in (("size", ("shortest_edge",)), ("crop_size", ("height", "width"))):
+        value = preprocessor.get(key, side)
+        if value not in (side, dict.fromkeys(names, side)):
+            sides = [value.get(name) for name in names] if isinstance(value, dict) else []
+            found = next((s for s in sides if s not in (None, side)), value)
+            raise CheckpointError(
+                f"{PREPROCESSOR}: {key} is {str(found)[:80]} but config.json has image_size {side}; make them equal, "
+                f"as in {dict.fromkeys(names, side)}."
+            )
     return LlavaProcessing(
-        image_size=crop,
+        image_size=side,
         patch_size=model.vision.patch_size,
         num_rows=model.features_per_image,
         hidden_size=model.text.hidden_size,
         image_token_id=model.image_token_id,
-        resample=preprocessor.get("resample", Image.Resampling.BICUBIC),
-        mean=tuple(preprocessor.get("image_mean", CLIP_MEAN)),
-        std=tuple(preprocessor.get("image_std", CLIP_STD)),
+        **pixel_settings(preprocessor),
     )
+
+
+def pixel_settings(preprocessor: dict[str, Any]) -> dict[str, Any]:
+    """resample, mean and std of a preprocessor_config.json, checked."""
+    resample = preprocessor.get("resample", int(Image.Resampling.BICUBIC))
+    return {
+        "resample": one_of("resample", resample, RESAMPLES, file=PREPROCESSOR),
+        "mean": three_numbers("image_mean", preprocessor.get("image_mean", CLIP_MEAN), positive=False),
+        "std": three_numbers("image_std", preprocessor.get("image_std", CLIP_STD), positive=True),
+    }
 
 
 def layout(cfg: LlavaProcessing, size: tuple[int, int]) -> ImageLayout:

@@ -15,15 +15,17 @@ from torch import Tensor
 
 from vlmfx.errors import InvalidRequest
 from vlmfx.models.qwen2_vl import Qwen2VLConfig
+from vlmfx.models.validate import PREPROCESSOR, positive_int, refuse, supported
 from vlmfx.models.vision_inputs import VisionInputs, concat
 from vlmfx.ops.patches import pack_patches
-from vlmfx.processing.embeds import rows_of
+from vlmfx.processing.embeds import is_plain, rows_of
 from vlmfx.processing.inputs import ImageLayout
-from vlmfx.processing.llava import CLIP_MEAN, CLIP_STD
+from vlmfx.processing.llava import STEPS, pixel_settings
 from vlmfx.processing.resize import resize
 
 PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 MAX_ASPECT_RATIO = 200
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +46,33 @@ class Qwen2VLProcessing:
 
 def config(preprocessor: dict[str, Any], model: Qwen2VLConfig) -> Qwen2VLProcessing:
     """The processing of a preprocessor_config.json; newer files keep the two areas in `size`."""
-    size = preprocessor.get("size") or {}
+    vision, size = model.vision, preprocessor.get("size") or {}
+    patches: dict[str, Any] = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.merge_size,
+    }
+    supported(preprocessor, {**STEPS, **patches}, file=PREPROCESSOR)
+    least = _area("min_pixels", preprocessor, "shortest_edge", size, 56 * 56)
+    most = _area("max_pixels", preprocessor, "longest_edge", size, 28 * 28 * 1280)
+    if least > most:
+        refuse("min_pixels", least, f"max_pixels, {most}, or less", file=PREPROCESSOR)
     return Qwen2VLProcessing(
-        patch_size=model.vision.patch_size,
-        temporal_patch_size=model.vision.temporal_patch_size,
-        merge_size=model.vision.merge_size,
-        min_pixels=preprocessor.get("min_pixels") or size.get("shortest_edge") or 56 * 56,
-        max_pixels=preprocessor.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280,
+        **patches,
+        min_pixels=least,
+        max_pixels=most,
         hidden_size=model.text.hidden_size,
         image_token_id=model.image_token_id,
-        mean=tuple(preprocessor.get("image_mean", CLIP_MEAN)),
-        std=tuple(preprocessor.get("image_std", CLIP_STD)),
-        resample=preprocessor.get("resample", Image.Resampling.BICUBIC),
+        **pixel_settings(preprocessor),
     )
+
+
+def _area(key: str, preprocessor: dict[str, Any], size_key: str, size: dict[str, Any], default: int) -> int:
+    """A limit in pixels: the first of the two keys that is set, else the default."""
+    for name, value in ((key, preprocessor.get(key)), (f"{key} (size.{size_key})", size.get(size_key))):
+        if value is not None:
+            return positive_int(name, value, file=PREPROCESSOR)
+    return default
 
 
 def smart_resize(cfg: Qwen2VLProcessing, height: int, width: int) -> tuple[int, int]:
@@ -145,9 +161,9 @@ def _grids(cfg: Qwen2VLProcessing, value: Any) -> list[tuple[int, int, int]]:
     """(time, height, width) in patches of each image. Raises InvalidRequest for what is no such table."""
     try:
         grids = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         grids = torch.empty(0)
-    if not grids.numel() or grids.is_floating_point() or grids.shape[-1] != 3:
+    if not is_plain(grids) or grids.dtype not in INTEGERS or not grids.numel() or grids.shape[-1:] != (3,):
         raise InvalidRequest(
             "multi_modal_data.image.image_grid_thw",
             f"it is {str(value)[:80]}, expected integers of shape (images, 3); "
