@@ -40,6 +40,7 @@ def run(
         if waiting and len(running) < num_rows:
             num_new = min(len(waiting), num_rows - len(running))
             new = [sequence.Sequence(model, waiting.popleft()) for _ in range(num_new)]
+            # No bucket: run eagerly, padding would only be work; captured graphs will want one.
             logits = runner.prefill(model, [s.inputs for s in new], cache, len(running))
             ids = torch.cat((ids, _sample(logits, new, on_text)))
             running += new

@@ -6,7 +6,8 @@ sequence may get, so slots are row·block_size + position and no block table is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from vlmfx.models.vision_inputs import concat
 from vlmfx.ops.attention import Slots, resolve_slots
 from vlmfx.processing.inputs import ModelInputs
 
-HAS_FAST_ROW = torch.__version__ >= "2.13"  # measured there; 2.4 takes three times as long without oneDNN as with it
+ONEDNN = Lock()
 
 
 def allocate(model: Model, num_rows: int, length: int) -> Tensor:
@@ -116,23 +117,27 @@ def decode(model: Model, ids: Tensor, positions: Sequence[int], context_lens: Se
         return model.functions.logits(model.params, model.config, hidden)
 
 
-def matmul_backend(model: Model, num_rows: int) -> AbstractContextManager[None]:
-    """The setting under which matmuls of num_rows rows are fastest.
-
-    One row of bfloat16 on the CPU: oneDNN packs the weight anew on each call, torch's own product reads it as it is."""
-    is_one_row = num_rows == 1 and model.dtype == torch.bfloat16 and model.device.type == "cpu"
-    return _without_onednn() if is_one_row and HAS_FAST_ROW else nullcontext()
-
-
 @contextmanager
-def _without_onednn() -> Iterator[None]:
-    """The setting is the process's: a matmul of another thread runs without oneDNN meanwhile, too."""
+def matmul_backend(model: Model, num_rows: int) -> Iterator[None]:
+    """The setting under which a decode step of num_rows is fastest: for one row of a small bfloat16 model, CPU without oneDNN.
+
+    oneDNN packs the weight anew on each call, which for small matrices costs more than the product. The setting is the process's:
+    the lock lets one thread at a time change it and put it back, others go on with what they find, which only changes speed."""
+    small = (
+        model.config.text.hidden_size <= 512 and torch.__version__ >= "2.13"
+    )  # where measured; torch 2.4 is slower so
+    wanted = num_rows == 1 and small and model.dtype == torch.bfloat16 and model.device.type == "cpu"
+    if not wanted or not ONEDNN.acquire(blocking=False):
+        yield
+        return
     mkldnn: Any = torch.backends.mkldnn  # a module whose `enabled` is a property, which its stub does not tell
-    before, mkldnn.enabled = mkldnn.enabled, False
+    before = mkldnn.enabled
     try:
+        mkldnn.enabled = False
         yield
     finally:
         mkldnn.enabled = before
+        ONEDNN.release()
 
 
 def _num_rows(request: ModelInputs) -> int:

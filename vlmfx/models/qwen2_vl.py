@@ -29,12 +29,11 @@ class Qwen2VLConfig:
     vision: qwen2_vit.Qwen2VitConfig
     image_token_id: int
     video_token_id: int
-    vision_start_token_id: int
 
     def __post_init__(self) -> None:
         if self.vision.output_size != self.text.hidden_size:
             refuse("vision_config.hidden_size", self.vision.output_size, f"the text's, {self.text.hidden_size}")
-        for key in ("image_token_id", "video_token_id", "vision_start_token_id"):
+        for key in ("image_token_id", "video_token_id"):
             token_id(key, getattr(self, key), self.text.vocab_size)
 
 
@@ -45,7 +44,6 @@ def config(hf: dict[str, Any]) -> Qwen2VLConfig:
         vision=qwen2_vit.vision_config(hf["vision_config"]),
         image_token_id=hf.get("image_token_id", 151655),
         video_token_id=hf.get("video_token_id", 151656),
-        vision_start_token_id=hf.get("vision_start_token_id", 151652),
     )
 
 

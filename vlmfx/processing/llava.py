@@ -14,20 +14,16 @@ from torch import Tensor
 
 from vlmfx.errors import CheckpointError, InvalidRequest
 from vlmfx.models.llava import LlavaConfig
-from vlmfx.models.validate import PREPROCESSOR, one_of, supported, three_numbers
+from vlmfx.models.validate import PREPROCESSOR, supported
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.patches import pack_patches
 from vlmfx.processing.embeds import rows_of
 from vlmfx.processing.inputs import ImageLayout
+from vlmfx.processing.pixels import STEPS, pixel_settings
 from vlmfx.processing.resize import resize
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PLACEHOLDER = "<image>"
 
-RESAMPLES = range(6)  # what every Pillow has; newer ones know more
-# What a preprocessor_config.json may say of the steps that every family does.
-STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "rescale_factor": 1 / 255}
 SUPPORTED = {**STEPS, "do_center_crop": True, "do_pad": False}
 
 
@@ -66,16 +62,6 @@ def config(preprocessor: dict[str, Any], model: LlavaConfig) -> LlavaProcessing:
         image_token_id=model.image_token_id,
         **pixel_settings(preprocessor),
     )
-
-
-def pixel_settings(preprocessor: dict[str, Any]) -> dict[str, Any]:
-    """resample, mean and std of a preprocessor_config.json, checked."""
-    resample = preprocessor.get("resample", int(Image.Resampling.BICUBIC))
-    return {
-        "resample": one_of("resample", resample, RESAMPLES, file=PREPROCESSOR),
-        "mean": three_numbers("image_mean", preprocessor.get("image_mean", CLIP_MEAN), positive=False),
-        "std": three_numbers("image_std", preprocessor.get("image_std", CLIP_STD), positive=True),
-    }
 
 
 def layout(cfg: LlavaProcessing, size: tuple[int, int]) -> ImageLayout:

@@ -20,7 +20,7 @@ from vlmfx.models.vision_inputs import VisionInputs, concat
 from vlmfx.ops.patches import pack_patches
 from vlmfx.processing.embeds import is_plain, rows_of
 from vlmfx.processing.inputs import ImageLayout
-from vlmfx.processing.llava import STEPS, pixel_settings
+from vlmfx.processing.pixels import STEPS, pixel_settings
 from vlmfx.processing.resize import resize
 
 PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
