@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlmfx.processing import qwen2_vl as processing
-from vlmfx.processing.inputs import ImageLayout, index_features
+from vlmfx.processing.inputs import MediaLayout, index_features
 
 IGNORED = -100
 KIND_WEIGHTS = {"objects": 52, "text": 28, "chart": 20}
@@ -131,10 +131,10 @@ def expand(row: Row, image_token_id: int, num_rows: int) -> Row:
     )
 
 
-def positions_of(row: Row, cfg: processing.Qwen2VLProcessing, layouts: Sequence[ImageLayout]) -> Tensor:
+def positions_of(row: Row, cfg: processing.Qwen2VLProcessing, layouts: Sequence[MediaLayout]) -> Tensor:
     """(3, L): each branch goes on from the end of the row's beginning."""
     start = row.branch.count(0)
-    parts, following = processing.positions(cfg, row.ids[:start], layouts)
+    parts, following = processing.positions(cfg, row.ids[:start], {"image": layouts})
     branches = [torch.arange(row.branch.count(b)) for b in range(1, max(row.branch) + 1)]
     return torch.cat((parts, *((b + following).expand(3, -1) for b in branches)), 1)
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlmfx import weights
-from vlmfx.checkpoint import WeightFiles
+from vlmfx.checkpoint import WeightFiles, load_processor
 from vlmfx.models import qwen2_vl
 from vlmfx.models.layers import Batch
 from vlmfx.models.vision_inputs import VisionInputs
@@ -194,7 +194,7 @@ def main() -> None:
         write_folder(folder, given or build_tokenizer(corpus(CORPUS_SAMPLES)))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     cfg = qwen2_vl.config(json.loads((folder / "config.json").read_text()))
-    vision = processing.config(json.loads((folder / "preprocessor_config.json").read_text()), cfg)
+    vision = load_processor(folder, "qwen2_vl", cfg).config
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward gave NaN within 500 steps (torch 2.11, H200)
     specs = qwen2_vl.param_specs(cfg)
     params = weights.init(specs, device=device) if args.init is None else read_weights(args.init, specs, device)

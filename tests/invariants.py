@@ -23,7 +23,9 @@ def prompt_logits(model: Model, inputs: ModelInputs) -> Tensor:
     (features,) = runner.encode(model, [inputs])
     x = f.merge(model.params, model.config, torch.tensor(inputs.token_ids), features, inputs.feature_index)
     batch = Batch(seq_lens=(len(inputs.token_ids),))
-    hidden, cache = f.forward(model.params, model.config, x, inputs.positions, None, batch, ())
+    n = len(inputs.token_ids)
+    extras = f.extras(model.config, [n], [n], n, features, inputs.feature_index)
+    hidden, cache = f.forward(model.params, model.config, x, inputs.positions, None, batch, extras)
     assert cache is None
     logits: Tensor = f.logits(model.params, model.config, hidden)
     return logits
@@ -64,19 +66,24 @@ def without_compute(model: Model) -> Model:
 
         return fail
 
-    functions: Any = SimpleNamespace(**{name: reached(name) for name in ("encode", "merge", "forward", "logits")})
+    functions: Any = SimpleNamespace(
+        **{name: reached(name) for name in ("encode", "merge", "extras", "forward", "logits")}
+    )
     return replace(model, functions=functions)
 
 
 @torch.no_grad()
 def greedy_through_cache(model: Model, requests: Sequence[ModelInputs], n: int, *, bucket: int) -> list[list[int]]:
     """n greedy ids of each request, from the runner's programs alone, with prefill padded to a multiple of bucket."""
-    cache = runner.allocate(model, len(requests), max(len(r.token_ids) for r in requests) + n)
-    ids = runner.prefill(model, requests, cache, 0, bucket).argmax(-1)
+    max_lens = [len(r.token_ids) + n for r in requests]
+    cache = runner.allocate(model, len(requests), max(max_lens))
+    ids = runner.prefill(model, requests, max_lens, cache, 0, bucket).argmax(-1)
     steps = [ids]
     for step in range(1, n):
         positions = [r.next_position + step - 1 for r in requests]
-        ids = runner.decode(model, ids, positions, [len(r.token_ids) + step for r in requests], cache).argmax(-1)
+        ids = runner.decode(model, ids, positions, [len(r.token_ids) + step for r in requests], max_lens, cache).argmax(
+            -1
+        )
         steps.append(ids)
     return torch.stack(steps, 1).tolist()
 

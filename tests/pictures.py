@@ -24,9 +24,15 @@ def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def placeholder(model: Model, number: int = 1) -> str:
+    """What stands for a prompt's image of that number, counted from 1."""
+    mark: str = model.processor.functions.PLACEHOLDERS["image"]
+    return mark.format(number=number)
+
+
 def about(model: Model, *images: Any, text: str = "What is it?") -> dict[str, Any]:
     """A prompt with a placeholder for each image."""
-    marks = model.processor.functions.PLACEHOLDER * len(images)
+    marks = "".join(placeholder(model, number) for number in range(1, len(images) + 1))
     return {"prompt": marks + text, "multi_modal_data": {"image": list(images)}}
 
 

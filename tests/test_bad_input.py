@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests import invariants
 from tests.golden_cases import TINY, load_model
-from tests.pictures import about, encoded, mixed, picture
+from tests.pictures import about, encoded, mixed, picture, placeholder
 from vlmfx import LLM, InvalidRequest, SamplingParams
 from vlmfx.checkpoint import Model
 
@@ -43,7 +43,7 @@ def embeds(model: Model, rows: int, width: int | None = None, fill: float = 0.5)
 
 def with_image(model: Model, value: Any, count: int = 1) -> dict[str, Any]:
     return {
-        "prompt": model.processor.functions.PLACEHOLDER * count + "What?",
+        "prompt": "".join(placeholder(model, n + 1) for n in range(count)) + "What?",
         "multi_modal_data": {"image": value},
     }
 
@@ -71,7 +71,7 @@ ANY_FAMILY: dict[str, tuple[Build, str, str]] = {
         "prompt",
         "1 image placeholder but 3 images were given; add a placeholder or remove an image",
     ),
-    "a placeholder and no image": (lambda m: m.processor.functions.PLACEHOLDER, "prompt", "but 0 images were given"),
+    "a placeholder and no image": (placeholder, "prompt", "but 0 images were given"),
     "an image and no placeholder": (
         lambda m: text(m, multi_modal_data={"image": picture(9, 9)}),
         "prompt",
@@ -254,12 +254,12 @@ QWEN2_VL: dict[str, tuple[Build, str, str]] = {
     "pixels below one": (
         lambda m: about(m, picture(9, 9)) | {"mm_processor_kwargs": {"max_pixels": 0}},
         "mm_processor_kwargs.max_pixels",
-        "it is 0; use 1 to",
+        "it is 0; use an integer from 1 to",
     ),
     "a number of pixels beyond any float": (
         lambda m: about(m, picture(9, 9)) | {"mm_processor_kwargs": {"max_pixels": 10**400}},
         "mm_processor_kwargs.max_pixels",
-        "use 1 to",
+        "use an integer from 1 to",
     ),
     "at least more pixels than at most": (
         lambda m: about(m, picture(9, 9)) | {"mm_processor_kwargs": {"min_pixels": 10**6, "max_pixels": 784}},

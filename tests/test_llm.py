@@ -21,7 +21,7 @@ import vlmfx
 from tests import invariants
 from tests.golden_cases import TINY, load_model
 from tests.invariants import token_ids
-from tests.pictures import about, encoded, mixed, picture
+from tests.pictures import about, encoded, mixed, picture, placeholder
 from vlmfx import LLM, BatchError, InvalidRequest, SamplingParams
 from vlmfx.checkpoint import Model
 from vlmfx.engine import runner
@@ -95,12 +95,14 @@ def test_prefill_bucket_does_not_show(model, family, bucket):
 def test_decoding_over_the_cache_equals_recomputing(model, family):
     requests = [prepare(model.processor, prompt) for prompt in mixed(model)]
     with torch.no_grad():
-        cache = runner.allocate(model, len(requests), max(len(r.token_ids) for r in requests) + NUM_TOKENS)
-        steps = [runner.prefill(model, requests, cache, 0)]
+        max_lens = [len(r.token_ids) + NUM_TOKENS for r in requests]
+        cache = runner.allocate(model, len(requests), max(max_lens))
+        steps = [runner.prefill(model, requests, max_lens, cache, 0)]
         for step in range(1, NUM_TOKENS):
             ids = torch.tensor([tokens[step - 1] for tokens in alone(family)])
             positions = [r.next_position + step - 1 for r in requests]
-            steps.append(runner.decode(model, ids, positions, [len(r.token_ids) + step for r in requests], cache))
+            lens = [len(r.token_ids) + step for r in requests]
+            steps.append(runner.decode(model, ids, positions, lens, max_lens, cache))
     for row, (request, generated) in enumerate(zip(requests, alone(family), strict=True)):
         expected = invariants.recomputed(model, request, generated)
         torch.testing.assert_close(torch.stack(steps, 1)[row], expected, atol=1e-4, rtol=1e-4)
@@ -114,7 +116,7 @@ def test_what_a_row_held_before_does_not_show(model, family):
     rows = torch.full((feature_rows, hidden), 3e38)
     rows[:, ::2] = -3e38
     embeds = rows if family == "llava" else {"image_embeds": rows, "image_grid_thw": [[1, 4, 4]]}
-    bad = {"prompt": model.processor.functions.PLACEHOLDER, "multi_modal_data": {"image": embeds}}
+    bad = {"prompt": placeholder(model), "multi_modal_data": {"image": embeds}}
     for max_num_seqs in (1, 2, 16):
         prompts = [bad, *mixed(model)]
         outputs = LLM(model, max_num_seqs=max_num_seqs).generate(prompts, greedy(), use_tqdm=False)
@@ -307,7 +309,7 @@ def test_forms_of_an_image_prompt(model, tmp_path):
     llm, image = LLM(model), picture(50, 40)
     path = tmp_path / "picture.png"
     image.save(path)
-    mark = model.processor.functions.PLACEHOLDER
+    mark = placeholder(model)
     text = f"{mark}What is it?"
     forms: list[Any] = [image, [image], path, str(path), encoded(image), np.asarray(image), [np.asarray(image)]]
     expected = llm.generate({"prompt": text, "multi_modal_data": {"image": image}}, greedy())[0]
@@ -443,13 +445,13 @@ def test_generate_takes_a_folder_a_model_and_an_llm(family, model):
 def test_a_bare_prompt_that_is_wrong_raises(model):
     llm = LLM(invariants.without_compute(model))
     with pytest.raises(InvalidRequest, match="1 image placeholder but 0 images were given") as caught:
-        llm.generate(model.processor.functions.PLACEHOLDER + "What is it?")
+        llm.generate(placeholder(model) + "What is it?")
     assert (caught.value.field, caught.value.found, caught.value.expected) == ("prompt", 1, 0)
     assert invariants.is_one_sentence(caught.value)
 
 
 def test_a_wrong_place_of_a_list_holds_its_error(llm, model, family):
-    prompts = [*mixed(model), model.processor.functions.PLACEHOLDER, about(model, b"")]
+    prompts = [*mixed(model), placeholder(model), about(model, b"")]
     with pytest.warns(UserWarning, match=r"2 of 9 prompts failed; the first: prompt: ") as caught:
         outputs = llm.generate(prompts, greedy(), use_tqdm=False)
     assert len(caught) == 1
@@ -465,12 +467,12 @@ def test_a_wrong_place_of_a_list_holds_its_error(llm, model, family):
 
 def test_a_list_of_one_wrong_prompt_does_not_raise(llm, model):
     with pytest.warns(UserWarning, match="1 of 1 prompts failed"):
-        (output,) = llm.generate([model.processor.functions.PLACEHOLDER])
+        (output,) = llm.generate([placeholder(model)])
     assert output.error is not None
 
 
 def test_on_error_raise_comes_after_the_others_are_done(llm, model, family):
-    prompts = [mixed(model)[0], model.processor.functions.PLACEHOLDER, mixed(model)[1]]
+    prompts = [mixed(model)[0], placeholder(model), mixed(model)[1]]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(BatchError, match="1 of 3 prompts failed; the first: prompt: ") as caught:

@@ -26,11 +26,11 @@ from train_scenes import batch_losses, corpus
 
 import vlmfx
 from vlmfx import weights
+from vlmfx.checkpoint import load_processor
 from vlmfx.engine.request import SamplingParams
 from vlmfx.hub import SCENES
 from vlmfx.models import qwen2_vl
 from vlmfx.ops.patches import normalize_patches
-from vlmfx.processing import qwen2_vl as processing
 from vlmfx.processing.prompt import prepare
 from vlmfx.tree import leaves, tree_map
 
@@ -173,7 +173,7 @@ def test_twenty_steps_on_one_batch_halve_the_loss(tmp_path, monkeypatch):
     tokenizer = build_tokenizer(corpus(60))
     write_folder(tmp_path, tokenizer)
     cfg = qwen2_vl.config(json.loads((tmp_path / "config.json").read_text()))
-    vision = processing.config(json.loads((tmp_path / "preprocessor_config.json").read_text()), cfg)
+    vision = load_processor(tmp_path, "qwen2_vl", cfg).config
     monkeypatch.setitem(scenes.SIZES, "train", ((112, 112),))  # the smallest
     batch = make_batch(tokenizer, vision, seed=2, num_pictures=2)
     params = weights.init(qwen2_vl.param_specs(cfg))

@@ -107,10 +107,11 @@ def load_processor(
             expected=context,
         )
     preprocessor = read_json(folder, "preprocessor_config.json", default={})
+    tokenizer = Tokenizer.load(folder)
     return Processor(
         functions=functions,
-        config=_parse(lambda hf: functions.config(hf, config), preprocessor, folder),
-        tokenizer=Tokenizer.load(folder),
+        config=_parse(lambda hf: functions.config(hf, config, tokenizer), preprocessor, folder),
+        tokenizer=tokenizer,
         chat_template=load_chat_template(folder, chat_template),
         vocab_size=config.text.vocab_size,
         max_model_len=max_model_len or context,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import DTYPES, SEEDS, assert_near, normal
-from vlmfx.models import decoder
+from vlmfx.models import decoder, rope
 from vlmfx.ops.rotary import inverse_frequencies, rotary, rotary_table
 
 
@@ -71,7 +71,7 @@ def test_m_rope_takes_each_section_from_its_row(sections, tokens, seed):
         mrope_section=sections,
     )  # fmt: skip
     positions = torch.randint(0, 90, (3, tokens), generator=torch.Generator().manual_seed(seed))
-    mine = decoder.rope(cfg, positions, torch.float32)
+    mine = rope.rope(cfg, positions, torch.float32)
     row_of = [row for row, size in enumerate(sections) for _ in range(size)] * 2
     for row in range(3):
         plain = table_of(positions[row], dim, theta=1e6)

@@ -89,9 +89,10 @@ def test_a_long_line_is_refused_before_it_is_resized():
 
 
 def test_a_crop_that_is_not_the_towers_size_is_refused():
-    model = load_model(TINY["llava"]).config
+    loaded = load_model(TINY["llava"])
+    model, tokenizer = loaded.config, loaded.processor.tokenizer
     assert isinstance(model, LlavaConfig)
-    assert llava.config({"crop_size": 84}, model).image_size == 84
-    assert llava.config({}, model).image_size == 84
+    assert llava.config({"crop_size": 84}, model, tokenizer).image_size == 84
+    assert llava.config({}, model, tokenizer).image_size == 84
     with pytest.raises(CheckpointError, match=r"crop_size is 336 but config\.json has image_size 84"):
-        llava.config({"crop_size": {"height": 336, "width": 336}}, model)
+        llava.config({"crop_size": {"height": 336, "width": 336}}, model, tokenizer)

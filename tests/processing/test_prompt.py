@@ -9,7 +9,7 @@ import torch
 
 from tests.golden_cases import TINY, load_model
 from tests.pictures import about, picture
-from vlmfx.processing.prompt import encode_text, prepare
+from vlmfx.processing.prompt import prepare
 
 
 @pytest.fixture(params=TINY)
@@ -37,7 +37,7 @@ def test_bos_is_not_doubled(model):
     bos = model.processor.tokenizer.bos_token
     if bos is None:
         pytest.skip("this tokenizer has no bos token")
-    ids = encode_text(model.processor, f"{bos}Hi")
+    ids = model.processor.tokenizer.encode_prompt(f"{bos}Hi")
     assert ids.count(model.processor.tokenizer.bos_token_id) == 1
 
 

@@ -19,7 +19,7 @@ from tests.processing import references
 from vlmfx.errors import InvalidRequest
 from vlmfx.ops.patches import normalize_patches
 from vlmfx.processing import qwen2_vl
-from vlmfx.processing.inputs import ImageLayout
+from vlmfx.processing.inputs import MediaLayout
 from vlmfx.processing.prompt import prepare
 
 SIDE = st.integers(1, 300)
@@ -135,8 +135,8 @@ def test_positions_equal_transformers(case):
     ids = [5] * texts[0]
     for grid, text in zip(grids, texts[1:], strict=True):
         ids += [start, *[cfg.image_token_id] * math.prod(grid), *[7] * text]
-    layouts = [ImageLayout(num_rows=math.prod(grid), grid=grid) for grid in grids]
-    mine, following = qwen2_vl.positions(cfg, ids, layouts)
+    layouts = [MediaLayout(num_rows=math.prod(grid), grid=grid) for grid in grids]
+    mine, following = qwen2_vl.positions(cfg, ids, {"image": layouts})
     table = torch.tensor([[t, 2 * h, 2 * w] for t, h, w in grids]) if grids else None
     get_rope_index = reference_model().get_rope_index
     batch = torch.tensor([ids])
@@ -156,8 +156,9 @@ def test_patch_positions_follow_the_patches():
 
 
 def test_settings_of_old_and_new_preprocessor_configs():
-    model = load_model(TINY["qwen2_vl"]).config
-    old = qwen2_vl.config({"min_pixels": 784, "max_pixels": 7840}, model)
-    new = qwen2_vl.config({"size": {"shortest_edge": 784, "longest_edge": 7840}}, model)
+    loaded = load_model(TINY["qwen2_vl"])
+    model, tokenizer = loaded.config, loaded.processor.tokenizer
+    old = qwen2_vl.config({"min_pixels": 784, "max_pixels": 7840}, model, tokenizer)
+    new = qwen2_vl.config({"size": {"shortest_edge": 784, "longest_edge": 7840}}, model, tokenizer)
     assert old == new
     assert (old.min_pixels, old.max_pixels) == (784, 7840)

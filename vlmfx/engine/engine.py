@@ -31,7 +31,7 @@ def run(
     if not requests:
         return
     waiting = deque(requests)
-    longest = max(len(r.inputs.token_ids) + r.max_tokens(model) for r in requests)
+    longest = max(r.max_len(model) for r in requests)
     num_rows = min(max_num_seqs, len(requests))
     running: list[sequence.Sequence] = []
     ids = torch.empty(0, dtype=torch.int64, device=model.device)
@@ -41,12 +41,13 @@ def run(
             num_new = min(len(waiting), num_rows - len(running))
             new = [sequence.Sequence(model, waiting.popleft()) for _ in range(num_new)]
             # No bucket: run eagerly, padding would only be work; captured graphs will want one.
-            logits = runner.prefill(model, [s.inputs for s in new], cache, len(running))
+            logits = runner.prefill(model, [s.inputs for s in new], [s.max_len for s in new], cache, len(running))
             ids = torch.cat((ids, _sample(logits, new, on_text)))
             running += new
         else:
             positions, lens = [s.next_position for s in running], [s.context_len for s in running]
-            ids = _sample(runner.decode(model, ids, positions, lens, cache), running, on_text)
+            logits = runner.decode(model, ids, positions, lens, [s.max_len for s in running], cache)
+            ids = _sample(logits, running, on_text)
         for row in reversed(range(len(running))):
             if running[row].end is not None:
                 yield running[row].output()

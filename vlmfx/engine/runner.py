@@ -47,7 +47,7 @@ def encode(model: Model, requests: Sequence[ModelInputs]) -> list[Tensor | None]
     pixels = [r.vision for r in requests if r.vision is not None]
     encoded = iter(())
     if pixels:
-        counts = [_num_rows(r) for r in requests if r.vision is not None]
+        counts = [r.num_features for r in requests if r.vision is not None]
         inputs = concat(pixels).to(model.device)
         encoded = iter(model.functions.encode(model.params, model.config, inputs).split(counts))
     return [
@@ -60,10 +60,18 @@ def encode(model: Model, requests: Sequence[ModelInputs]) -> list[Tensor | None]
     ]
 
 
-def prefill(model: Model, requests: Sequence[ModelInputs], storage: Tensor, first_row: int, bucket: int = 1) -> Tensor:
+def prefill(
+    model: Model,
+    requests: Sequence[ModelInputs],
+    max_lens: Sequence[int],
+    storage: Tensor,
+    first_row: int,
+    bucket: int = 1,
+) -> Tensor:
     """Logits (n, vocab) of the token after each prompt; the prompts' keys and values are in rows first_row, first_row + 1, ...
 
-    Tokens are padded to a multiple of bucket. What these rows held before is cleared: a masked slot weighs 0, but 0·NaN is NaN."""
+    max_lens: the most tokens each sequence may ever have. Tokens are padded to a multiple of bucket.
+    What these rows held before is cleared: a masked slot weighs 0, but 0·NaN is NaN."""
     storage[:, :, first_row : first_row + len(requests)].zero_()
     features = encode(model, requests)
     present = [f for f in features if f is not None]
@@ -82,24 +90,28 @@ def prefill(model: Model, requests: Sequence[ModelInputs], storage: Tensor, firs
     def padded(values: Tensor, fill: int) -> Tensor:
         return torch.nn.functional.pad(values, (0, padding), value=fill).to(model.device)
 
-    x = model.functions.merge(
-        model.params,
-        model.config,
-        padded(torch.tensor(ids), 0),
-        torch.cat(present) if present else None,
-        padded(torch.cat(index), -1) if present else None,
-    )
+    merged = torch.cat(present) if present else None
+    feature_index = padded(torch.cat(index), -1) if present else None
+    x = model.functions.merge(model.params, model.config, padded(torch.tensor(ids), 0), merged, feature_index)
+    extras = model.functions.extras(model.config, max_lens, lengths, len(x), merged, feature_index)
     batch = Batch(seq_lens=tuple(lengths), slots=resolve_slots(padded(torch.cat(slots), -1), block_size))
     cache = _cut(storage, num_rows, block_size)
-    hidden, _ = model.functions.forward(model.params, model.config, x, padded(positions, 0), cache, batch, ())
+    hidden, _ = model.functions.forward(model.params, model.config, x, padded(positions, 0), cache, batch, extras)
     last = torch.tensor(lengths).cumsum(0) - 1
     return model.functions.logits(model.params, model.config, hidden[last.to(model.device)])
 
 
-def decode(model: Model, ids: Tensor, positions: Sequence[int], context_lens: Sequence[int], storage: Tensor) -> Tensor:
+def decode(
+    model: Model,
+    ids: Tensor,
+    positions: Sequence[int],
+    context_lens: Sequence[int],
+    max_lens: Sequence[int],
+    storage: Tensor,
+) -> Tensor:
     """Logits (n, vocab) after one more token of rows 0..n−1.
 
-    ids (n,) is that token; positions its position; context_lens the tokens of each row, this one included."""
+    ids (n,) is that token; positions its position; context_lens the tokens of each row, this one included; max_lens as in `prefill`."""
     n, longest, device = len(positions), max(context_lens), model.device
     slots = mask = None
     if min(context_lens) != longest:
@@ -111,9 +123,10 @@ def decode(model: Model, ids: Tensor, positions: Sequence[int], context_lens: Se
     if model.config.text.mrope_section:
         position_ids = position_ids.expand(3, -1)
     batch, cache = Batch(seq_lens=None, slots=slots, mask=mask), _cut(storage, n, longest)
+    extras = model.functions.extras(model.config, max_lens, [1] * n, n, None, None)
     with matmul_backend(model, n):
         x = model.functions.merge(model.params, model.config, ids, None, None)
-        hidden, _ = model.functions.forward(model.params, model.config, x, position_ids, cache, batch, ())
+        hidden, _ = model.functions.forward(model.params, model.config, x, position_ids, cache, batch, extras)
         return model.functions.logits(model.params, model.config, hidden)
 
 
@@ -138,7 +151,3 @@ def matmul_backend(model: Model, num_rows: int) -> Iterator[None]:
     finally:
         mkldnn.enabled = before
         ONEDNN.release()
-
-
-def _num_rows(request: ModelInputs) -> int:
-    return int((request.feature_index >= 0).sum())

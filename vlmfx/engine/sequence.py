@@ -26,6 +26,10 @@ class Request:
         """The most tokens this request may generate."""
         return self.params.token_budget(model.max_model_len - len(self.inputs.token_ids))
 
+    def max_len(self, model: Model) -> int:
+        """The most tokens prompt and answer may have together."""
+        return len(self.inputs.token_ids) + self.max_tokens(model)
+
 
 class Sequence:
     """The host's side of a running request: its tokens, its text, and whether it is done."""
@@ -35,6 +39,7 @@ class Sequence:
         self.number = request.number
         self.inputs = request.inputs
         self.params = params
+        self.max_len = request.max_len(model)
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
         self.token_ids: list[int] = []
         self.logprobs: list[dict[int, Logprob]] = []

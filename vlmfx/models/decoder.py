@@ -12,19 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmfx.models.layers import Batch, Cache, add_linear, norm_spec
+from vlmfx.models.rope import LongRope, rope
 from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, refuse
 from vlmfx.ops.activation import gated_activation
 from vlmfx.ops.attention import cache_write, paged_decode_attention, prefill_attention
 from vlmfx.ops.norm import rms_norm
-from vlmfx.ops.rotary import RotaryTable, inverse_frequencies, rotary, rotary_table
+from vlmfx.ops.rotary import RotaryTable, rotary
 from vlmfx.tree import Tree
 from vlmfx.weights import fused, spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """What changes the decoder's arithmetic. mrope_section: how many of the head_dim/2 frequencies follow time, height and width;
-    empty for one position a token."""
+    """What changes the decoder's arithmetic, and what its weights are called.
+
+    mrope_section: how many of the head_dim/2 frequencies follow time, height and width; empty for one position a token.
+    qk_norm: an RMS norm on each head of q and k. stored_fused: the checkpoint keeps q, k, v, and gate and up, as one matrix each."""
 
     vocab_size: int
     hidden_size: int
@@ -39,6 +42,10 @@ class DecoderConfig:
     qkv_bias: bool = False
     tie_word_embeddings: bool = False
     mrope_section: tuple[int, ...] = ()
+    mrope_interleaved: bool = False
+    long_rope: LongRope | None = None
+    qk_norm: bool = False
+    stored_fused: bool = False
 
     def __post_init__(self) -> None:
         positive_int("vocab_size", self.vocab_size)
@@ -82,38 +89,44 @@ def _layer_specs(cfg: DecoderConfig, at: str) -> Tree:
     q_size, kv_size = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
     rows = [q_size, kv_size, kv_size]
     qkv = [f"{at}.self_attn.{name}_proj" for name in "qkv"]
+    gate_up, gate_up_rows = [f"{at}.mlp.gate_proj.weight", f"{at}.mlp.up_proj.weight"], [inter, inter]
+    if cfg.stored_fused:
+        qkv, rows = [f"{at}.self_attn.qkv_proj"], [sum(rows)]
+        gate_up, gate_up_rows = [f"{at}.mlp.gate_up_proj.weight"], [2 * inter]
     specs = {
         "input_norm": norm_spec(f"{at}.input_layernorm", hidden),
         "qkv": fused([f"{n}.weight" for n in qkv], rows, (hidden,), ("heads", "embed")),
         "out": spec(f"{at}.self_attn.o_proj.weight", (hidden, q_size), ("embed", "heads")),
         "post_norm": norm_spec(f"{at}.post_attention_layernorm", hidden),
-        "gate_up": fused(
-            [f"{at}.mlp.gate_proj.weight", f"{at}.mlp.up_proj.weight"], [inter, inter], (hidden,), ("mlp", "embed")
-        ),
+        "gate_up": fused(gate_up, gate_up_rows, (hidden,), ("mlp", "embed")),
         "down": spec(f"{at}.mlp.down_proj.weight", (hidden, inter), ("embed", "mlp")),
     }
     if cfg.qkv_bias:
         specs["qkv_bias"] = fused([f"{n}.bias" for n in qkv], rows, (), ("heads",), init="zeros")
+    if cfg.qk_norm:
+        specs["q_norm"] = norm_spec(f"{at}.self_attn.q_norm", cfg.head_dim)
+        specs["k_norm"] = norm_spec(f"{at}.self_attn.k_norm", cfg.head_dim)
     return specs
 
 
-def rope(cfg: DecoderConfig, positions: Tensor, dtype: torch.dtype) -> RotaryTable:
-    """The rotary table of positions (tokens,), or (3, tokens) of time, height and width with M-RoPE.
-
-    M-RoPE (Qwen2-VL, arXiv:2409.12191): the first section of frequencies turns with time, the next with height, the last with width."""
-    angles = positions[..., None].float() * inverse_frequencies(cfg.head_dim, cfg.rope_theta, positions.device)
-    if cfg.mrope_section:
-        angles = torch.cat([part[i] for i, part in enumerate(angles.split(cfg.mrope_section, -1))], -1)
-    return rotary_table(angles, dtype)
-
-
 def forward(
-    params: Tree, cfg: DecoderConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch
+    params: Tree,
+    cfg: DecoderConfig,
+    x: Tensor,
+    positions: Tensor,
+    cache: Cache | None,
+    batch: Batch,
+    *,
+    is_long: Tensor | None = None,
+    deepstack: Tensor | None = None,
 ) -> tuple[Tensor, Cache | None]:
-    """x (tokens, hidden), positions as `rope` takes them → hidden states after the final norm, and the cache, written in place."""
-    table = rope(cfg, positions, x.dtype)
+    """x (tokens, hidden), positions and is_long as `rope` takes them → hidden states after the final norm, and the cache, written in
+    place. deepstack (n, tokens, hidden): what is added after each of the first n layers (Qwen3-VL)."""
+    table = rope(cfg, positions, x.dtype, is_long)
     for i, p in enumerate(params["layers"]):
         x = _layer(p, cfg, x, table, cache[i] if cache is not None else None, batch)
+        if deepstack is not None and i < len(deepstack):
+            x = x + deepstack[i]
     return rms_norm(x, params["norm"], cfg.rms_norm_eps), cache
 
 
@@ -133,6 +146,10 @@ def _attention(
     heads, kv_heads, scale = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim**-0.5
     qkv = F.linear(h, p["qkv"], p.get("qkv_bias")).view(-1, heads + 2 * kv_heads, cfg.head_dim)
     qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), 1)
+    if cfg.qk_norm:
+        q, k = qk.split_with_sizes((heads, kv_heads), 1)
+        q, k = rms_norm(q, p["q_norm"], cfg.rms_norm_eps), rms_norm(k, p["k_norm"], cfg.rms_norm_eps)
+        qk = torch.cat((q, k), 1)
     q, k = rotary(qk, table).split_with_sizes((heads, kv_heads), 1)
     if kv is not None:
         cache_write(k, v, *kv, batch.slots)

@@ -30,6 +30,21 @@ class Batch:
     mask: Tensor | None = None
 
 
+def no_extras(
+    cfg: object,
+    max_lens: Sequence[int],
+    seq_lens: Sequence[int],
+    num_tokens: int,
+    features: Tensor | None,
+    feature_index: Tensor | None,
+) -> Tree:
+    """What a family's forward wants of a step beyond the common inputs: nothing, here.
+
+    max_lens: the most tokens each sequence may ever have; seq_lens: its tokens in this step, of num_tokens with padding; features
+    and feature_index as in `merge`."""
+    return ()
+
+
 def norm_spec(at: str, size: int) -> ParamSpec:
     """The weight of an RMS norm."""
     return spec(f"{at}.weight", (size,), ("embed",), init="ones")

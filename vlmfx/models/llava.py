@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlmfx.errors import CheckpointError
 from vlmfx.models import clip, decoder, llama
-from vlmfx.models.layers import Batch, Cache, linear, linear_specs
+from vlmfx.models.layers import Batch, Cache, linear, linear_specs, no_extras
 from vlmfx.models.validate import one_of, refuse, token_id
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.activation import ACTIVATIONS
@@ -32,6 +32,7 @@ KEY_PREFIXES = (
     ("vision_tower.vision_model.", "vision_tower.vision_model."),
     ("vision_tower.", "vision_tower.vision_model."),
 )
+extras = no_extras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ def merge(params: Tree, cfg: LlavaConfig, ids: Tensor, features: Tensor | None, 
 
 
 def forward(
-    params: Tree, cfg: LlavaConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree
+    params: Tree, cfg: LlavaConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree = ()
 ) -> tuple[Tensor, Cache | None]:
     """x (tokens, hidden), positions (tokens,) → hidden states after the final norm, and the cache; extras is empty."""
     return decoder.forward(params["text"], cfg.text, x, positions, cache, batch)

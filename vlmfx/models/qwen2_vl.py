@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vlmfx.models import decoder, qwen2, qwen2_vit
-from vlmfx.models.layers import Batch, Cache
+from vlmfx.models.layers import Batch, Cache, no_extras
 from vlmfx.models.validate import refuse, token_id
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.merge import merge as merge_rows
@@ -19,6 +19,8 @@ from vlmfx.tree import Tree
 
 # Newer code saves other prefixes than the published checkpoints, whose names the specs use.
 KEY_PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))
+
+extras = no_extras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def merge(
 
 
 def forward(
-    params: Tree, cfg: Qwen2VLConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree
+    params: Tree, cfg: Qwen2VLConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree = ()
 ) -> tuple[Tensor, Cache | None]:
     """x (tokens, hidden), positions (3, tokens) → hidden states after the final norm, and the cache; extras is empty."""
     return decoder.forward(params["text"], cfg.text, x, positions, cache, batch)

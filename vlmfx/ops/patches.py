@@ -18,7 +18,9 @@ def pack_patches(frames: Tensor, patch_size: int, merge_size: int = 1) -> Tensor
 
 
 def normalize_patches(patches: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
-    """uint8 patches (P, C·k) → (x/255 − mean)/std by channel, in float32 and then rounded to dtype."""
+    """uint8 patches (P, C·k) → (x/255 − mean)/std by channel, in float32 and then rounded to dtype; float ones are normalised already."""
+    if patches.is_floating_point():
+        return patches.to(dtype)
     x = patches.reshape(len(patches), len(mean), -1).float() / 255
     mean_t, std_t = (torch.tensor(v, device=x.device)[:, None] for v in (mean, std))
     return ((x - mean_t) / std_t).reshape(patches.shape).to(dtype)

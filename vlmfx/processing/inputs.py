@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,25 @@ from vlmfx.models.vision_inputs import VisionInputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageLayout:
-    """How one image lies in the prompt: rows of features, and its (time, height, width) grid of rows for the position ids."""
+class MediaLayout:
+    """How one image or video lies in the prompt: rows of features, and its (time, height, width) grid of rows for the position ids.
+
+    A family whose prompt or positions need more than that extends it."""
 
     num_rows: int
     grid: tuple[int, int, int]
+
+
+# "image" and "video" → the layouts of a request's images and videos, in order. Feature rows are the images', then the videos'.
+Layouts = Mapping[str, Sequence[MediaLayout]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expanded:
+    """A prompt with room for its features: ids, and for each (L,) int64 the feature row that replaces it, −1 for text."""
+
+    token_ids: list[int]
+    feature_index: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +39,47 @@ class ModelInputs:
     """One request, ready for the model.
 
     token_ids: the prompt with placeholders expanded. positions: (L,) or (3, L) int64; next_position is that of the first new token.
-    feature_index: (L,) int64, the row of this request's features that replaces a placeholder, −1 for text. Features come from
-    `vision` (to be encoded) or from `embeds` (rows, hidden), or there are none."""
+    feature_index: (L,) int64, the row of this request's features that replaces a placeholder, −1 for text. Its num_features rows come
+    from `vision` (to be encoded) or from `embeds` (rows, hidden), or there are none."""
 
     prompt: str | None
     token_ids: list[int]
     positions: Tensor
     next_position: int
     feature_index: Tensor
+    num_features: int
     vision: VisionInputs | None = None
     embeds: Tensor | None = None
 
 
-def expand_placeholders(ids: Sequence[int], token_id: int, layouts: Sequence[ImageLayout]) -> list[int]:
+def expand_tokens(ids: Sequence[int], token_ids: Mapping[str, int], layouts: Layouts) -> Expanded:
+    """The expansion of a family in which one token of the prompt, token_ids[modality], stands for an image or a video.
+
+    Raises InvalidRequest when placeholders and images, or videos, differ in number."""
+    for modality, token_id in token_ids.items():
+        ids = expand_placeholders(ids, token_id, layouts.get(modality, ()), modality)
+    index, start = torch.full((len(ids),), -1), 0
+    for modality, token_id in token_ids.items():
+        rows = index_features(ids, token_id)
+        index = torch.where(rows >= 0, rows + start, index)
+        start += num_rows(layouts.get(modality, ()))
+    return Expanded(token_ids=list(ids), feature_index=index)
+
+
+def num_rows(layouts: Sequence[MediaLayout]) -> int:
+    """Feature rows of several images or videos."""
+    return sum(layout.num_rows for layout in layouts)
+
+
+def expand_placeholders(
+    ids: Sequence[int], token_id: int, layouts: Sequence[MediaLayout], modality: str = "image"
+) -> list[int]:
     """ids with the i-th placeholder token repeated layouts[i].num_rows times; ids that are expanded already pass as they are.
 
     Raises InvalidRequest when placeholders and images differ in number."""
-    if len(ids) == expanded_length(ids, token_id, layouts):
+    if _are_expanded(ids, token_id, layouts):
         return list(ids)
+    check_count(ids.count(token_id), len(layouts), modality)
     out: list[int] = []
     remaining = iter(layouts)
     for token in ids:
@@ -50,28 +87,24 @@ def expand_placeholders(ids: Sequence[int], token_id: int, layouts: Sequence[Ima
     return out
 
 
-def expanded_length(ids: Sequence[int], token_id: int, layouts: Sequence[ImageLayout]) -> int:
-    """len(expand_placeholders(...)), which may be too long to be made. Raises InvalidRequest as that does."""
-    if _are_expanded(ids, token_id, layouts):
-        return len(ids)
-    count = ids.count(token_id)
-    if count != len(layouts):
+def check_count(found: int, given: int, modality: str) -> None:
+    """Raise InvalidRequest where a prompt's placeholders are not as many as the images or videos that came with it."""
+    if found != given:
         raise InvalidRequest(
             "prompt",
-            f"it has {count} image placeholder{'s' * (count != 1)} but {len(layouts)} "
-            f"image{'s were' if len(layouts) != 1 else ' was'} given; "
+            f"it has {found} {modality} placeholder{'s' * (found != 1)} but {given} {modality}"
+            f"{'s were' if given != 1 else ' was'} given; "
             + (
-                "add an image or remove a placeholder."
-                if count > len(layouts)
-                else "add a placeholder or remove an image."
+                f"add {'an image' if modality == 'image' else 'a video'} or remove a placeholder."
+                if found > given
+                else f"add a placeholder or remove {'an image' if modality == 'image' else 'a video'}."
             ),
-            found=count,
-            expected=len(layouts),
+            found=found,
+            expected=given,
         )
-    return len(ids) + sum(layout.num_rows - 1 for layout in layouts)
 
 
-def _are_expanded(ids: Sequence[int], token_id: int, layouts: Sequence[ImageLayout]) -> bool:
+def _are_expanded(ids: Sequence[int], token_id: int, layouts: Sequence[MediaLayout]) -> bool:
     """Whether every run of token_id holds the rows of whole images, which may touch."""
     remaining = [layout.num_rows for layout in reversed(layouts)]
     for run in _runs(ids, token_id):

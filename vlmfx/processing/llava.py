@@ -18,11 +18,13 @@ from vlmfx.models.validate import PREPROCESSOR, supported
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.patches import pack_patches
 from vlmfx.processing.embeds import rows_of
-from vlmfx.processing.inputs import ImageLayout
+from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, expand_tokens
 from vlmfx.processing.pixels import STEPS, pixel_settings
 from vlmfx.processing.resize import resize
+from vlmfx.processing.tokenizer import Tokenizer
 
-PLACEHOLDER = "<image>"
+PLACEHOLDERS = {"image": "<image>"}
+REQUEST_SETTINGS: dict[str, range] = {}
 
 SUPPORTED = {**STEPS, "do_center_crop": True, "do_pad": False}
 
@@ -41,7 +43,7 @@ class LlavaProcessing:
     std: tuple[float, ...]
 
 
-def config(preprocessor: dict[str, Any], model: LlavaConfig) -> LlavaProcessing:
+def config(preprocessor: dict[str, Any], model: LlavaConfig, tokenizer: Tokenizer) -> LlavaProcessing:
     """The processing of a preprocessor_config.json. Raises CheckpointError for one that makes other pixels than `crop_image`."""
     supported(preprocessor, SUPPORTED, file=PREPROCESSOR)
     side = model.vision.image_size
@@ -64,9 +66,9 @@ def config(preprocessor: dict[str, Any], model: LlavaConfig) -> LlavaProcessing:
     )
 
 
-def layout(cfg: LlavaProcessing, size: tuple[int, int]) -> ImageLayout:
+def layout(cfg: LlavaProcessing, size: tuple[int, int]) -> MediaLayout:
     """The layout of an image of (height, width): the same for every size."""
-    return ImageLayout(num_rows=cfg.num_rows, grid=(1, 1, cfg.num_rows))
+    return MediaLayout(num_rows=cfg.num_rows, grid=(1, 1, cfg.num_rows))
 
 
 def crop_image(cfg: LlavaProcessing, image: Image.Image) -> Tensor:
@@ -99,7 +101,7 @@ def vision_inputs(cfg: LlavaProcessing, images: Sequence[Image.Image]) -> Vision
     )
 
 
-def embed_inputs(cfg: LlavaProcessing, value: Any) -> tuple[Tensor, list[ImageLayout]]:
+def embed_inputs(cfg: LlavaProcessing, value: Any) -> tuple[Tensor, list[MediaLayout]]:
     """Ready embeddings (n·num_rows, hidden) or (n, num_rows, hidden) → rows and layouts."""
     rows = rows_of(value, cfg.hidden_size)
     if len(rows) % cfg.num_rows or not len(rows):
@@ -112,6 +114,12 @@ def embed_inputs(cfg: LlavaProcessing, value: Any) -> tuple[Tensor, list[ImageLa
     return rows, [layout(cfg, (0, 0))] * (len(rows) // cfg.num_rows)
 
 
-def positions(cfg: LlavaProcessing, ids: Sequence[int], layouts: Sequence[ImageLayout]) -> tuple[Tensor, int]:
+def expand(cfg: LlavaProcessing, tokenizer: Tokenizer, prompt: str | list[int], layouts: Layouts) -> Expanded:
+    """The prompt with each image's token repeated. Raises InvalidRequest when they differ in number from the images."""
+    ids = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+    return expand_tokens(ids, {"image": cfg.image_token_id}, layouts)
+
+
+def positions(cfg: LlavaProcessing, ids: Sequence[int], layouts: Layouts) -> tuple[Tensor, int]:
     """Positions 0..L−1 (L,), and the position of the next token."""
     return torch.arange(len(ids)), len(ids)

@@ -1,9 +1,12 @@
-"""From one prompt, in any of the forms a user may write it, to ModelInputs."""
+"""From one prompt, in any of the forms a user may write it, to ModelInputs.
+
+First a Plan, from text and the headers of images and videos alone: it is the one truth about placeholders, and enough to count tokens
+and to refuse what cannot work. Then the pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -12,23 +15,22 @@ from PIL import Image
 from torch import Tensor
 
 from vlmfx.errors import InvalidRequest
-from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.processing.chat import render_chat, template_takes_parts
-from vlmfx.processing.images import MAX_PIXELS, load_image
-from vlmfx.processing.inputs import ImageLayout, ModelInputs, expand_placeholders, expanded_length, index_features
+from vlmfx.processing.images import image_size, load_image
+from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, ModelInputs, num_rows
 from vlmfx.processing.messages import messages_for_template
 from vlmfx.processing.tokenizer import Tokenizer
 
 IMAGE_FIELD = "multi_modal_data.image"
 PROMPT_KEYS = {"prompt", "prompt_token_ids", "messages", "multi_modal_data", "mm_processor_kwargs"}
-REQUEST_SETTINGS = ("min_pixels", "max_pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
     """What turns prompts into ModelInputs: a family's functions with their config, the tokenizer, the chat template (or None).
 
-    vocab_size is the model's, padded rows included; max_model_len counts prompt and answer together."""
+    vocab_size is the model's, padded rows included; max_model_len counts prompt and answer together. limit_mm_per_prompt: the most
+    images and videos a prompt may hold, by "image" and "video"; no limit where it says nothing."""
 
     functions: ModuleType
     config: Any
@@ -36,41 +38,64 @@ class Processor:
     chat_template: str | None
     vocab_size: int
     max_model_len: int
+    limit_mm_per_prompt: Mapping[str, int] = field(default_factory=dict)
 
 
-def prepare(processor: Processor, prompt: Any) -> ModelInputs:
-    """ "text" | {"prompt" | "prompt_token_ids" | "messages", "multi_modal_data", "mm_processor_kwargs"} → ModelInputs.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A prompt whose tokens are known and whose pixels are not: config is the family's with the request's settings, layouts those of
+    its images and videos, whose sources wait in images; embeds (rows, hidden) stand in their place where they came ready."""
 
-    Raises InvalidRequest for anything about the prompt that cannot work, before any compute."""
+    prompt: str | None
+    config: Any
+    expanded: Expanded
+    layouts: Layouts
+    images: list[Any]
+    embeds: Tensor | None
+
+
+def plan(processor: Processor, prompt: Any) -> Plan:
+    """ "text" | {"prompt" | "prompt_token_ids" | "messages", "multi_modal_data", "mm_processor_kwargs"} → Plan.
+
+    No pixel is decoded. Raises InvalidRequest for anything about the prompt that cannot work."""
     request = _checked_request({"prompt": prompt} if isinstance(prompt, str) else prompt)
     functions, cfg = processor.functions, _request_config(processor, request.get("mm_processor_kwargs", {}))
     text: str | None = request.get("prompt")
-    images: Any = request.get("multi_modal_data", {}).get("image")
+    given: Any = request.get("multi_modal_data", {}).get("image")
     if "messages" in request:
-        text, images = chat_prompt(processor, request["messages"])
-    ids = _ids_of(request["prompt_token_ids"]) if text is None else encode_text(processor, text)
-    _check_ids(processor, ids)
-    vision, embeds, layouts = _images(functions, cfg, images)
-    length = expanded_length(ids, cfg.image_token_id, layouts)
-    if not 0 < length < processor.max_model_len:
-        raise InvalidRequest(
-            "prompt",
-            f"it is {length} tokens long, expected 1 to {processor.max_model_len - 1} (max_model_len − 1); "
-            + ("shorten it or use fewer or smaller images." if length else "write something."),
-            found=length,
-            expected=processor.max_model_len - 1,
-        )
-    expanded = expand_placeholders(ids, cfg.image_token_id, layouts)
-    positions, next_position = functions.positions(cfg, expanded, layouts)
+        text, given = chat_prompt(processor, request["messages"])
+    source: str | list[int] = text if text is not None else _ids_of(processor, request["prompt_token_ids"])
+    images, embeds, image_layouts = _images(functions, cfg, given)
+    layouts = {"image": image_layouts}
+    for modality, items in layouts.items():
+        _check_limit(processor, modality, len(items))
+    _check_length(processor, sum(num_rows(items) for items in layouts.values()), at_least=True)
+    expanded = functions.expand(cfg, processor.tokenizer, source, layouts)
+    _check_length(processor, len(expanded.token_ids))
+    return Plan(prompt=text, config=cfg, expanded=expanded, layouts=layouts, images=images, embeds=embeds)
+
+
+def prepare(processor: Processor, prompt: Any) -> ModelInputs:
+    """A prompt, as `plan` takes it → ModelInputs. Raises InvalidRequest before any compute of the model's."""
+    made, functions = plan(processor, prompt), processor.functions
+    ids = made.expanded.token_ids
+    positions, next_position = functions.positions(made.config, ids, made.layouts)
+    images = [load_image(item, field=IMAGE_FIELD) for item in made.images]
     return ModelInputs(
-        prompt=text,
-        token_ids=expanded,
+        prompt=made.prompt,
+        token_ids=ids,
         positions=positions,
         next_position=next_position,
-        feature_index=index_features(expanded, cfg.image_token_id),
-        vision=vision() if vision is not None else None,
-        embeds=embeds,
+        feature_index=made.expanded.feature_index,
+        num_features=sum(num_rows(items) for items in made.layouts.values()),
+        vision=functions.vision_inputs(made.config, images) if images else None,
+        embeds=made.embeds,
     )
+
+
+def count_tokens(processor: Processor, prompt: Any) -> int:
+    """The length of a prompt in tokens, placeholders expanded; no pixel is decoded. Raises InvalidRequest as `plan` does."""
+    return len(plan(processor, prompt).expanded.token_ids)
 
 
 def chat_prompt(processor: Processor, messages: Sequence[dict[str, Any]]) -> tuple[str, list[Any]]:
@@ -80,15 +105,9 @@ def chat_prompt(processor: Processor, messages: Sequence[dict[str, Any]]) -> tup
             "chat_template", "the checkpoint has none; pass chat_template=… with a Jinja text or a file's path."
         )
     takes_parts = template_takes_parts(processor.chat_template)
-    rendered, images = messages_for_template(messages, takes_parts, processor.functions.PLACEHOLDER)
+    placeholder = processor.functions.PLACEHOLDERS["image"]
+    rendered, images = messages_for_template(messages, takes_parts, placeholder)
     return render_chat(processor.chat_template, rendered, special_tokens=processor.tokenizer.special_tokens), images
-
-
-def encode_text(processor: Processor, text: str) -> list[int]:
-    """Token ids; a text that begins with the bos token already, as some chat templates write it, does not get a second one."""
-    tokenizer = processor.tokenizer
-    has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    return tokenizer.encode(text, add_special_tokens=not has_bos)
 
 
 def _checked_request(request: Any) -> dict[str, Any]:
@@ -128,60 +147,71 @@ def _checked_request(request: Any) -> dict[str, Any]:
     return request
 
 
-def _ids_of(value: Any) -> list[Any]:
-    """The ids of a list, tuple, array or tensor, as Python numbers."""
+def _ids_of(processor: Processor, value: Any) -> list[int]:
+    """The ids of a list, tuple, array or tensor, as Python numbers, each in the vocabulary."""
     ids = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
     if not isinstance(ids, (list, tuple)):
         kind = type(value).__name__
         raise InvalidRequest("prompt_token_ids", f"it is a {kind}; pass a list of integers.", found=kind)
-    return [int(i) if isinstance(i, np.integer) else i for i in ids]
-
-
-def _check_ids(processor: Processor, ids: Sequence[Any]) -> None:
-    vocab_size = processor.vocab_size
+    ids = [int(i) if isinstance(i, np.integer) else i for i in ids]
     for i in ids:
-        if type(i) is not int or not 0 <= i < vocab_size:
+        if type(i) is not int or not 0 <= i < processor.vocab_size:
             raise InvalidRequest(
-                "prompt_token_ids", f"it holds {i!r}; use integers from 0 to {vocab_size - 1}.", found=i
+                "prompt_token_ids", f"it holds {i!r}; use integers from 0 to {processor.vocab_size - 1}.", found=i
             )
+    return ids
+
+
+def _check_limit(processor: Processor, modality: str, count: int) -> None:
+    limit = processor.limit_mm_per_prompt.get(modality)
+    if limit is not None and count > limit:
+        raise InvalidRequest(
+            f"multi_modal_data.{modality}",
+            f"{count} were given but limit_mm_per_prompt allows {limit} {modality}{'s' * (limit != 1)} a prompt; remove some.",
+            found=count,
+            expected=limit,
+        )
+
+
+def _check_length(processor: Processor, length: int, *, at_least: bool = False) -> None:
+    """Refuse a prompt of `length` tokens, or of at least so many, that does not leave room for one more."""
+    most = processor.max_model_len - 1
+    if length > most or not (length or at_least):
+        raise InvalidRequest(
+            "prompt",
+            f"it is {'at least ' if at_least else ''}{length} tokens long, expected 1 to {most} (max_model_len − 1); "
+            + ("shorten it or use fewer or smaller images." if length else "write something."),
+            found=length,
+            expected=most,
+        )
 
 
 def _request_config(processor: Processor, settings: dict[str, Any]) -> Any:
     """The family's config with a request's mm_processor_kwargs."""
-    known = {f.name for f in fields(processor.config)} & set(REQUEST_SETTINGS)
+    known: Mapping[str, range] = processor.functions.REQUEST_SETTINGS
     for key, value in settings.items():
         if key not in known:
             raise InvalidRequest(
                 "mm_processor_kwargs", f'it has "{key}"; this model knows {sorted(known) or "none"}.', found=key
             )
-        if type(value) is not int or not 1 <= value <= MAX_PIXELS:
+        if type(value) is not int or value not in known[key]:
             raise InvalidRequest(
-                f"mm_processor_kwargs.{key}", f"it is {value!r}; use 1 to {MAX_PIXELS} pixels.", found=value
+                f"mm_processor_kwargs.{key}",
+                f"it is {repr(value)[:40]}; use an integer from {known[key][0]} to {known[key][-1]}.",
+                found=value,
             )
-    changed = replace(processor.config, **settings) if settings else processor.config
-    if settings and changed.min_pixels > changed.max_pixels:
-        raise InvalidRequest(
-            "mm_processor_kwargs",
-            f"min_pixels is {changed.min_pixels} but max_pixels {changed.max_pixels}; make min_pixels the smaller.",
-            found=(changed.min_pixels, changed.max_pixels),
-        )
-    return changed
+    return replace(processor.config, **settings) if settings else processor.config
 
 
-def _images(functions: ModuleType, cfg: Any, value: Any) -> tuple[Any, Tensor | None, list[ImageLayout]]:
-    """(a function that makes the VisionInputs, or None), ready embeddings or None, layouts; pixels are resized only once all is checked."""
+def _images(functions: ModuleType, cfg: Any, value: Any) -> tuple[list[Any], Tensor | None, list[MediaLayout]]:
+    """(images, still as they were given; ready embeddings or None; layouts)."""
     if value is None or (isinstance(value, (list, tuple)) and not value):
-        return None, None, []
+        return [], None, []
     if _is_embeds(value):
         rows, layouts = functions.embed_inputs(cfg, value)
-        return None, rows, layouts
-    images = [load_image(item, field=IMAGE_FIELD) for item in (value if isinstance(value, (list, tuple)) else [value])]
-    layouts = [functions.layout(cfg, (image.height, image.width)) for image in images]
-
-    def vision() -> VisionInputs:
-        return functions.vision_inputs(cfg, images)
-
-    return vision, None, layouts
+        return [], rows, layouts
+    images = list(value) if isinstance(value, (list, tuple)) else [value]
+    return images, None, [functions.layout(cfg, image_size(item, field=IMAGE_FIELD)) for item in images]
 
 
 def _is_embeds(value: Any) -> bool:

@@ -19,11 +19,14 @@ from vlmfx.models.validate import PREPROCESSOR, positive_int, refuse, supported
 from vlmfx.models.vision_inputs import VisionInputs, concat
 from vlmfx.ops.patches import pack_patches
 from vlmfx.processing.embeds import is_plain, rows_of
-from vlmfx.processing.inputs import ImageLayout
+from vlmfx.processing.images import MAX_PIXELS
+from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, expand_tokens
 from vlmfx.processing.pixels import STEPS, pixel_settings
 from vlmfx.processing.resize import resize
+from vlmfx.processing.tokenizer import Tokenizer
 
-PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
+PLACEHOLDERS = {"image": "<|vision_start|><|image_pad|><|vision_end|>"}
+REQUEST_SETTINGS = {"min_pixels": range(1, MAX_PIXELS + 1), "max_pixels": range(1, MAX_PIXELS + 1)}
 MAX_ASPECT_RATIO = 200
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -39,12 +42,21 @@ class Qwen2VLProcessing:
     max_pixels: int
     hidden_size: int
     image_token_id: int
+    video_token_id: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: int = Image.Resampling.BICUBIC
 
+    def __post_init__(self) -> None:
+        if self.min_pixels > self.max_pixels:
+            raise InvalidRequest(
+                "mm_processor_kwargs",
+                f"min_pixels is {self.min_pixels} but max_pixels {self.max_pixels}; make min_pixels the smaller.",
+                found=(self.min_pixels, self.max_pixels),
+            )
 
-def config(preprocessor: dict[str, Any], model: Qwen2VLConfig) -> Qwen2VLProcessing:
+
+def config(preprocessor: dict[str, Any], model: Qwen2VLConfig, tokenizer: Tokenizer) -> Qwen2VLProcessing:
     """The processing of a preprocessor_config.json; newer files keep the two areas in `size`."""
     vision, size = model.vision, preprocessor.get("size") or {}
     patches: dict[str, Any] = {
@@ -63,6 +75,7 @@ def config(preprocessor: dict[str, Any], model: Qwen2VLConfig) -> Qwen2VLProcess
         max_pixels=most,
         hidden_size=model.text.hidden_size,
         image_token_id=model.image_token_id,
+        video_token_id=model.video_token_id,
         **pixel_settings(preprocessor),
     )
 
@@ -98,17 +111,17 @@ def smart_resize(cfg: Qwen2VLProcessing, height: int, width: int) -> tuple[int, 
     return new_height, new_width
 
 
-def layout(cfg: Qwen2VLProcessing, size: tuple[int, int]) -> ImageLayout:
+def layout(cfg: Qwen2VLProcessing, size: tuple[int, int]) -> MediaLayout:
     """The layout of an image of (height, width), from its size alone."""
     height, width = (side // cfg.patch_size for side in smart_resize(cfg, *size))
     return layout_of_grid(cfg, (1, height, width))
 
 
-def layout_of_grid(cfg: Qwen2VLProcessing, grid_thw: tuple[int, int, int]) -> ImageLayout:
+def layout_of_grid(cfg: Qwen2VLProcessing, grid_thw: tuple[int, int, int]) -> MediaLayout:
     """The layout of a grid of patches (time, height, width)."""
     t, height, width = grid_thw
     merged = (t, height // cfg.merge_size, width // cfg.merge_size)
-    return ImageLayout(num_rows=math.prod(merged), grid=merged)
+    return MediaLayout(num_rows=math.prod(merged), grid=merged)
 
 
 def vision_inputs(cfg: Qwen2VLProcessing, images: Sequence[Image.Image]) -> VisionInputs:
@@ -131,7 +144,7 @@ def patch_positions(height: int, width: int, merge_size: int) -> Tensor:
     return pack_patches(grid[None, None], 1, merge_size)
 
 
-def embed_inputs(cfg: Qwen2VLProcessing, value: Any) -> tuple[Tensor, list[ImageLayout]]:
+def embed_inputs(cfg: Qwen2VLProcessing, value: Any) -> tuple[Tensor, list[MediaLayout]]:
     """{"image_embeds": rows, "image_grid_thw": (n, 3)}, or a list of such → rows and layouts.
 
     The grid gives both the number of rows and their positions."""
@@ -182,22 +195,32 @@ def _grids(cfg: Qwen2VLProcessing, value: Any) -> list[tuple[int, int, int]]:
     return rows
 
 
-def positions(cfg: Qwen2VLProcessing, ids: Sequence[int], layouts: Sequence[ImageLayout]) -> tuple[Tensor, int]:
+def expand(cfg: Qwen2VLProcessing, tokenizer: Tokenizer, prompt: str | list[int], layouts: Layouts) -> Expanded:
+    """The prompt with the token of each image and video repeated. Raises InvalidRequest when they differ in number from those."""
+    ids = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+    return expand_tokens(ids, {"image": cfg.image_token_id, "video": cfg.video_token_id}, layouts)
+
+
+def positions(cfg: Qwen2VLProcessing, ids: Sequence[int], layouts: Layouts) -> tuple[Tensor, int]:
     """M-RoPE positions (3, L) of expanded ids, and the position of the next token.
 
-    Text counts up equally on all three rows. An image that starts at s has time s + frame, height s + row, width s + column; what
-    follows starts one after the largest position so far."""
+    Text counts up equally on all three rows. An image or video that starts at s has time s + frame, height s + row, width s + column;
+    what follows starts one after the largest position so far."""
     parts: list[Tensor] = []
-    at, start, remaining = 0, 0, iter(layouts)
+    at, start = 0, 0
+    remaining = {
+        cfg.image_token_id: iter(layouts.get("image", ())),
+        cfg.video_token_id: iter(layouts.get("video", ())),
+    }
     while at < len(ids):
-        if ids[at] == cfg.image_token_id:
-            item = next(remaining)
+        if ids[at] in remaining:
+            item = next(remaining[ids[at]])
             grid = torch.meshgrid(*(torch.arange(n) for n in item.grid), indexing="ij")
             parts.append(torch.stack([axis.flatten() for axis in grid]) + start)
             at, start = at + item.num_rows, start + max(item.grid)
         else:
             end = at
-            while end < len(ids) and ids[end] != cfg.image_token_id:
+            while end < len(ids) and ids[end] not in remaining:
                 end += 1
             parts.append(torch.arange(start, start + end - at).expand(3, -1))
             at, start = end, start + end - at

@@ -88,6 +88,11 @@ class Tokenizer:
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """`encode` with special tokens, but a text that begins with bos, as some chat templates write it, does not get a second one."""
+        has_bos = self.bos_token is not None and text.startswith(self.bos_token)
+        return self.encode(text, add_special_tokens=not has_bos)
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids; an id beyond the vocabulary (embedding tables are padded) decodes to nothing."""
         return self.cleaned(self.decode_raw(ids, skip_special_tokens))
