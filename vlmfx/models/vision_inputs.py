@@ -32,7 +32,8 @@ class VisionInputs:
     def to(self, device: torch.device) -> VisionInputs:
         """The same inputs on a device."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return VisionInputs(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
+        values |= {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return VisionInputs(**values)
 
 
 def concat(inputs: Sequence[VisionInputs]) -> VisionInputs:
