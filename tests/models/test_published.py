@@ -35,6 +35,26 @@ QWEN2_VIT = {
     "depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3, "patch_size": 14,
     "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
 }  # fmt: skip
+QWEN25_VL = {**QWEN2_VL, "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+QWEN25_VIT = {
+    "depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "in_chans": 3,
+    "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "window_size": 112, "tokens_per_second": 2,
+    "fullatt_block_indexes": [7, 15, 23, 31], "temporal_patch_size": 2,
+}  # fmt: skip
+QWEN3_VL = {
+    "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "image_token_id": 151655,
+    "video_token_id": 151656, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
+}  # fmt: skip
+QWEN3 = {
+    "attention_bias": False, "head_dim": 128, "hidden_act": "silu", "max_position_embeddings": 262144,
+    "model_type": "qwen3_vl_text", "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 5000000,
+    "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+    "vocab_size": 151936,
+}  # fmt: skip
+QWEN3_VIT = {
+    "hidden_act": "gelu_pytorch_tanh", "in_channels": 3, "model_type": "qwen3_vl", "num_heads": 16,
+    "num_position_embeddings": 2304, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
+}  # fmt: skip
 
 # name → (config.json, parameters of the whole checkpoint, those of it that vlmfx does not need)
 PUBLISHED: dict[str, tuple[dict[str, Any], int, int]] = {
@@ -65,11 +85,63 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int, int]] = {
         },
         8_291_375_616, 0,
     ),
+    "qwen2.5-vl-3b": (
+        {
+            **QWEN25_VL, "hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16,
+            "num_hidden_layers": 36, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
+            "vision_config": {**QWEN25_VIT, "out_hidden_size": 2048},
+        },
+        3_754_622_976, 0,
+    ),
+    "qwen2.5-vl-7b": (
+        {
+            **QWEN25_VL, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28,
+            "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
+            "vision_config": {**QWEN25_VIT, "out_hidden_size": 3584},
+        },
+        8_292_166_656, 0,
+    ),
+    "qwen3-vl-4b": (
+        {
+            **QWEN3_VL, "tie_word_embeddings": True,
+            "text_config": {
+                **QWEN3, "hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32,
+                "num_hidden_layers": 36, "tie_word_embeddings": True,
+            },
+            "vision_config": {
+                **QWEN3_VIT, "depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "out_hidden_size": 2560,
+                "deepstack_visual_indexes": [5, 11, 17],
+            },
+        },
+        4_437_815_808, 0,
+    ),
+    "qwen3-vl-8b": (
+        {
+            **QWEN3_VL, "tie_word_embeddings": False,
+            "text_config": {
+                **QWEN3, "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32,
+                "num_hidden_layers": 36,
+            },
+            "vision_config": {
+                **QWEN3_VIT, "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "out_hidden_size": 4096,
+                "deepstack_visual_indexes": [8, 16, 24],
+            },
+        },
+        8_767_123_696, 0,
+    ),
 }  # fmt: skip
 
 
 def functions_of(hf: dict[str, Any]) -> Any:
     return importlib.import_module(f"vlmfx.models.{FAMILIES[hf['architectures'][0]]}")
+
+
+def transformers_with(hf: dict[str, Any]) -> Any:
+    """transformers; a version that lacks the architecture skips."""
+    transformers = importlib.import_module("transformers")
+    if not hasattr(transformers, hf["architectures"][0]):
+        pytest.skip("this transformers lacks the family")
+    return transformers
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -95,9 +167,8 @@ def test_abstract_gives_the_shapes_of_the_specs(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_names_and_shapes_are_those_of_transformers(name):
-    import transformers
-
     hf = PUBLISHED[name][0]
+    transformers = transformers_with(hf)
     config = getattr(transformers, hf["architectures"][0].replace("ForConditionalGeneration", "Config")).from_dict(hf)
     with torch.device("meta"):
         reference = getattr(transformers, hf["architectures"][0])(config)
@@ -110,9 +181,8 @@ def test_names_and_shapes_are_those_of_transformers(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_numbers_that_change_the_arithmetic(name):
     """What a sparse config leaves to defaults, against transformers' config classes."""
-    import transformers
-
     hf = PUBLISHED[name][0]
+    transformers = transformers_with(hf)
     f = functions_of(hf)
     cfg = f.config(hf)
     config = getattr(transformers, hf["architectures"][0].replace("ForConditionalGeneration", "Config")).from_dict(hf)
@@ -122,12 +192,23 @@ def test_numbers_that_change_the_arithmetic(name):
     assert cfg.text.rms_norm_eps == text.rms_norm_eps
     assert cfg.text.num_kv_heads == text.num_key_value_heads
     assert cfg.text.max_position_embeddings == text.max_position_embeddings
-    assert cfg.text.head_dim == text.hidden_size // text.num_attention_heads == 128
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    assert cfg.text.head_dim == head_dim == 128
     if name.startswith("llava"):
         assert cfg.vision.hidden_act == config.vision_config.hidden_act == "quick_gelu"
         assert cfg.vision.layer_norm_eps == config.vision_config.layer_norm_eps
         assert cfg.features_per_image == 576
         assert cfg.feature_layers == (23,)
-    else:
-        assert cfg.text.mrope_section == (16, 24, 24)
+        return
+    vision = config.vision_config
+    assert cfg.text.mrope_section == ((24, 20, 20) if name.startswith("qwen3") else (16, 24, 24))
+    assert (cfg.vision.patch_size, cfg.vision.num_heads) == (vision.patch_size, vision.num_heads)
+    if name.startswith("qwen2-vl"):
         assert cfg.vision.intermediate_size == 5120
+    elif name.startswith("qwen2.5"):
+        assert cfg.vision.full_layers == tuple(vision.fullatt_block_indexes)
+        assert cfg.vision.tokens_per_second == vision.tokens_per_second
+        assert cfg.vision.window == vision.window_size // 14 // 2 == 4
+    else:
+        assert cfg.vision.deepstack_layers == tuple(vision.deepstack_visual_indexes)
+        assert cfg.vision.positions_side == 48

@@ -35,7 +35,8 @@ def loss_of(params: Any, model: Model, inputs: ModelInputs) -> Tensor:
     ids = torch.tensor(inputs.token_ids)
     features = f.encode(params, model.config, inputs.vision)
     x = f.merge(params, model.config, ids, features, inputs.feature_index)
-    hidden, _ = f.forward(params, model.config, x, inputs.positions, None, Batch(seq_lens=(len(ids),)), ())
+    extras = f.extras(model.config, [len(ids)], [len(ids)], len(ids), features, inputs.feature_index)
+    hidden, _ = f.forward(params, model.config, x, inputs.positions, None, Batch(seq_lens=(len(ids),)), extras)
     logits = f.logits(params, model.config, hidden)
     return torch.nn.functional.cross_entropy(logits[:-1], ids[1:])
 
@@ -65,8 +66,10 @@ def test_gradient_of_one_weight_is_the_difference_quotient(model):
     inputs = prepare(model.processor, about(model, picture(40, 60)))
     params = tree_map(lambda t: t.double().requires_grad_(), model.params)
     loss_of(params, model, inputs).backward()
-    for path in ("vision.patch", "text.layers.0.qkv", "text.layers.1.post_norm"):
-        leaf = dict(items(params))[path]
+    named = dict(items(params))
+    patch = next(path for path in named if path.startswith("vision.patch"))
+    for path in (patch, "text.layers.0.qkv", f"text.layers.{model.config.text.num_layers - 1}.post_norm"):
+        leaf = named[path]
         at = int(leaf.grad.abs().argmax())
         losses = []
         for step in (1e-5, -1e-5):
@@ -103,15 +106,21 @@ def test_packed_sequences_do_not_see_each_other(model):
         prepare(model.processor, about(model, picture(60, 30), text="Why?")),
     ]
     alone = [invariants.prompt_logits(model, r) for r in requests]
-    xs = []
+    xs: list[Tensor] = []
+    rows: list[Tensor] = []
+    index: list[Tensor] = []
     for r in requests:
         features = f.encode(model.params, model.config, r.vision) if r.vision is not None else None
         xs.append(f.merge(model.params, model.config, torch.tensor(r.token_ids), features, r.feature_index))
+        index.append(torch.where(r.feature_index >= 0, r.feature_index + sum(len(part) for part in rows), -1))
+        rows += [features] if features is not None else []
     padding = 5
     x = torch.cat([*xs, torch.full((padding, xs[0].shape[1]), torch.nan)])
+    feature_index = torch.cat([*index, torch.full((padding,), -1)])
     positions = torch.nn.functional.pad(torch.cat([r.positions for r in requests], -1), (0, padding))
     lengths = tuple(len(r.token_ids) for r in requests)
-    hidden, _ = f.forward(model.params, model.config, x, positions, None, Batch(seq_lens=lengths), ())
+    extras = f.extras(model.config, lengths, lengths, len(x), torch.cat(rows), feature_index)
+    hidden, _ = f.forward(model.params, model.config, x, positions, None, Batch(seq_lens=lengths), extras)
     together = f.logits(model.params, model.config, hidden[: sum(lengths)]).split(lengths)
     for mine, expected in zip(together, alone, strict=True):
         torch.testing.assert_close(mine, expected, atol=1e-4, rtol=1e-4)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from vlmfx.models.layers import layer_norm_specs
 from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, supported
-from vlmfx.models.vit import block, block_specs
+from vlmfx.models.vit import block, encoder_layer_specs
 from vlmfx.ops.activation import ACTIVATIONS
 from vlmfx.ops.norm import layer_norm
 from vlmfx.tree import Tree
-from vlmfx.weights import ParamSpec, fused, spec
+from vlmfx.weights import ParamSpec, spec
 
 SUPPORTED = {"num_channels": 3}
 
@@ -81,25 +81,10 @@ def param_specs(cfg: ClipConfig, at: str, num_layers: int) -> Tree:
         ),
         "positions": spec(f"{emb}.position_embedding.weight", (cfg.num_patches + 1, c), (None, "embed")),
         "pre_norm": layer_norm_specs(f"{at}.pre_layrnorm", c),  # the published spelling
-        "layers": [_layer_specs(cfg, f"{at}.encoder.layers.{i}") for i in range(num_layers)],
+        "layers": [
+            encoder_layer_specs(f"{at}.encoder.layers.{i}", c, cfg.intermediate_size) for i in range(num_layers)
+        ],
     }
-
-
-def _layer_specs(cfg: ClipConfig, at: str) -> Tree:
-    c = cfg.hidden_size
-    qkv = [f"{at}.self_attn.{name}_proj" for name in "qkv"]
-    names = {
-        "norm1": f"{at}.layer_norm1",
-        "out": f"{at}.self_attn.out_proj",
-        "norm2": f"{at}.layer_norm2",
-        "up": f"{at}.mlp.fc1",
-        "down": f"{at}.mlp.fc2",
-    }
-    fused_qkv = {
-        "weight": fused([f"{n}.weight" for n in qkv], [c] * 3, (c,), ("heads", "embed")),
-        "bias": fused([f"{n}.bias" for n in qkv], [c] * 3, (), ("heads",), init="zeros"),
-    }
-    return block_specs(names, c, cfg.intermediate_size, fused_qkv)
 
 
 def hidden_states(params: Tree, cfg: ClipConfig, patches: Tensor) -> list[Tensor]:

@@ -5,18 +5,17 @@ Source: huggingface/transformers: src/transformers/models/qwen2_vl/modeling_qwen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlmfx.models.layers import layer_norm_specs, linear, linear_specs
 from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, refuse, supported
-from vlmfx.models.vit import block, block_specs
+from vlmfx.models.vit import block, block_specs, rope_2d
 from vlmfx.ops.activation import quick_gelu
 from vlmfx.ops.norm import layer_norm
-from vlmfx.ops.rotary import RotaryTable, inverse_frequencies, rotary_table
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec
 
@@ -25,7 +24,13 @@ SUPPORTED = {"hidden_act": "quick_gelu"}
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen2VitConfig:
-    """What changes the tower's arithmetic; output_size is the language model's width."""
+    """What changes the tower's arithmetic; output_size is the language model's width.
+
+    The later generations extend it, and give the upper-case names of keys anew."""
+
+    HIDDEN: ClassVar[str] = "vision_config.embed_dim"
+    INTERMEDIATE: ClassVar[str] = "vision_config.mlp_ratio · embed_dim"
+    OUTPUT: ClassVar[str] = "vision_config.hidden_size"
 
     hidden_size: int
     intermediate_size: int
@@ -39,14 +44,14 @@ class Qwen2VitConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        positive_int("vision_config.embed_dim", self.hidden_size)
-        positive_int("vision_config.mlp_ratio · embed_dim", self.intermediate_size)
+        positive_int(self.HIDDEN, self.hidden_size)
+        positive_int(self.INTERMEDIATE, self.intermediate_size)
         positive_int("vision_config.depth", self.num_layers, most=MAX_LAYERS)
         positive_int("vision_config.num_heads", self.num_heads)
-        multiple_of("vision_config.embed_dim", self.hidden_size, "num_heads", self.num_heads)
+        multiple_of(self.HIDDEN, self.hidden_size, "num_heads", self.num_heads)
         if self.hidden_size // self.num_heads % 4:
-            refuse("vision_config.embed_dim / num_heads", self.hidden_size // self.num_heads, "a multiple of 4")
-        positive_int("vision_config.hidden_size", self.output_size)
+            refuse(f"{self.HIDDEN} / num_heads", self.hidden_size // self.num_heads, "a multiple of 4")
+        positive_int(self.OUTPUT, self.output_size)
         one_of("vision_config.in_channels", self.in_channels, (3,))
         positive_int("vision_config.patch_size", self.patch_size)
         positive_int("vision_config.temporal_patch_size", self.temporal_patch_size)
@@ -61,26 +66,28 @@ def vision_config(hf: dict[str, Any]) -> Qwen2VitConfig:
     return Qwen2VitConfig(
         hidden_size=embed_dim,
         intermediate_size=int(embed_dim * positive_float("vision_config.mlp_ratio", hf.get("mlp_ratio", 4))),
-        num_layers=hf.get("depth", 32),
-        num_heads=hf.get("num_heads", 16),
         output_size=hf.get("hidden_size", 3584),
-        in_channels=hf.get("in_channels", hf.get("in_chans", 3)),
-        patch_size=hf.get("patch_size", 14),
-        temporal_patch_size=hf.get("temporal_patch_size", 2),
-        merge_size=hf.get("spatial_merge_size", 2),
+        **common(hf, num_layers=32, patch_size=14),
     )
+
+
+def common(hf: dict[str, Any], *, num_layers: int, patch_size: int) -> dict[str, Any]:
+    """The fields whose keys are the same in all generations, with a generation's own defaults."""
+    return {
+        "num_layers": hf.get("depth", num_layers),
+        "num_heads": hf.get("num_heads", 16),
+        "in_channels": hf.get("in_channels", hf.get("in_chans", 3)),
+        "patch_size": hf.get("patch_size", patch_size),
+        "temporal_patch_size": hf.get("temporal_patch_size", 2),
+        "merge_size": hf.get("spatial_merge_size", 2),
+    }
 
 
 def param_specs(cfg: Qwen2VitConfig, at: str) -> Tree:
     """Specs of the tower whose checkpoint names begin with `at`."""
     c, merged = cfg.hidden_size, cfg.hidden_size * cfg.merge_size**2
-    kernel = (cfg.in_channels, cfg.temporal_patch_size, cfg.patch_size, cfg.patch_size)
     return {
-        "patch": ParamSpec(
-            shape=(c, kernel[0] * kernel[1] * kernel[2] * kernel[3]),
-            axes=("embed", None),
-            sources=((f"{at}.patch_embed.proj.weight", (c, *kernel)),),
-        ),
+        "patch": patch_spec(cfg, at),
         "blocks": [_block_specs(cfg, f"{at}.blocks.{i}") for i in range(cfg.num_layers)],
         "merger": {
             "norm": layer_norm_specs(f"{at}.merger.ln_q", c),
@@ -88,6 +95,14 @@ def param_specs(cfg: Qwen2VitConfig, at: str) -> Tree:
             "down": linear_specs(f"{at}.merger.mlp.2", merged, cfg.output_size, ("embed", "mlp")),
         },
     }
+
+
+def patch_spec(cfg: Qwen2VitConfig, at: str) -> ParamSpec:
+    """The patch embedding: a convolution whose stride is its kernel, as a matmul."""
+    c, kernel = cfg.hidden_size, (cfg.in_channels, cfg.temporal_patch_size, cfg.patch_size, cfg.patch_size)
+    return ParamSpec(
+        shape=(c, prod(kernel)), axes=("embed", None), sources=((f"{at}.patch_embed.proj.weight", (c, *kernel)),)
+    )
 
 
 def _block_specs(cfg: Qwen2VitConfig, at: str) -> Tree:
@@ -102,18 +117,12 @@ def _block_specs(cfg: Qwen2VitConfig, at: str) -> Tree:
     return block_specs(names, c, cfg.intermediate_size, linear_specs(f"{at}.attn.qkv", c, 3 * c, ("heads", "embed")))
 
 
-def rope(cfg: Qwen2VitConfig, position_ids: Tensor, dtype: torch.dtype) -> RotaryTable:
-    """position_ids (patches, 2), row and column: half of the frequencies turn with the row, half with the column."""
-    inv = inverse_frequencies(cfg.hidden_size // cfg.num_heads // 2, 10000.0, position_ids.device)
-    return rotary_table((position_ids[..., None].float() * inv).flatten(1), dtype)
-
-
 def tower(
     params: Tree, cfg: Qwen2VitConfig, patches: Tensor, position_ids: Tensor, seq_lens: tuple[int, ...]
 ) -> Tensor:
     """Normalised patches (P, in_channels·T·p·p) → the last block's output (P, hidden); each frame is one segment."""
     x = F.linear(patches, params["patch"])
-    table = rope(cfg, position_ids, x.dtype)
+    table = rope_2d(cfg.hidden_size // cfg.num_heads, position_ids, x.dtype)
     for p in params["blocks"]:
         x = block(p, cfg, x, quick_gelu, seq_lens, table)
     return x

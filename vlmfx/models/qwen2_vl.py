@@ -34,7 +34,7 @@ class Qwen2VLConfig:
 
     def __post_init__(self) -> None:
         if self.vision.output_size != self.text.hidden_size:
-            refuse("vision_config.hidden_size", self.vision.output_size, f"the text's, {self.text.hidden_size}")
+            refuse(self.vision.OUTPUT, self.vision.output_size, f"the text's, {self.text.hidden_size}")
         for key in ("image_token_id", "video_token_id"):
             token_id(key, getattr(self, key), self.text.vocab_size)
 
@@ -59,7 +59,8 @@ def param_specs(cfg: Qwen2VLConfig) -> Tree:
 
 def is_unused(cfg: Qwen2VLConfig, name: str) -> bool:
     """True for checkpoint names that are right to be there and are not needed: a copy of tied embeddings, buffers."""
-    return (cfg.text.tie_word_embeddings and name == "lm_head.weight") or name.endswith("rotary_emb.inv_freq")
+    buffers = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
+    return (cfg.text.tie_word_embeddings and name == "lm_head.weight") or name.endswith(buffers)
 
 
 def vision_hidden(params: Tree, cfg: Qwen2VLConfig, inputs: VisionInputs) -> Tensor:

@@ -68,7 +68,9 @@ def _interleave(angles: Tensor, section: tuple[int, ...]) -> Tensor:
 def _long_table(
     cfg: RopeConfig, long_rope: LongRope, positions: Tensor, is_long: Tensor, dtype: torch.dtype
 ) -> RotaryTable:
-    inv = inverse_frequencies(cfg.head_dim, cfg.rope_theta, positions.device)
-    short, long = (inv / inv.new_tensor(factor) for factor in (long_rope.short_factor, long_rope.long_factor))
+    short, long = (
+        inverse_frequencies(cfg.head_dim, cfg.rope_theta, positions.device, factors)
+        for factors in (long_rope.short_factor, long_rope.long_factor)
+    )
     table = rotary_table(positions[:, None].float() * torch.where(is_long[:, None], long, short), torch.float32)
     return RotaryTable((table.cos * long_rope.scale).to(dtype), (table.sin * long_rope.scale).to(dtype))

@@ -7,6 +7,7 @@ The cache of a layer is K and V apart, each [num_blocks, num_kv_heads, block_siz
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -63,6 +64,18 @@ def prefill_attention(
 def vision_attention(q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], scale: float) -> Tensor:
     """Bidirectional attention within each segment (an image, or a frame); q, k, v (tokens, heads, D) → q's shape."""
     return _packed_attention(q, k, v, seq_lens, scale, is_causal=False)
+
+
+def query_attention(q: Tensor, k: Tensor, v: Tensor, seq_lens: Sequence[int], scale: float) -> Tensor:
+    """The same queries attend to each segment; q (queries, heads, D), k and v (tokens, heads, D) → (segments·queries, heads, D)."""
+    outputs, start = [], 0
+    for length, run in groupby(seq_lens):
+        n = len(list(run))
+        keys, values = (t[start : start + n * length].unflatten(0, (n, length)).transpose(1, 2) for t in (k, v))
+        queries = q.transpose(0, 1).expand(n, -1, -1, -1)
+        outputs.append(F.scaled_dot_product_attention(queries, keys, values, scale=scale).transpose(1, 2).flatten(0, 1))
+        start += n * length
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def paged_decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ def rotary(x: Tensor, table: RotaryTable) -> Tensor:
     return torch.addcmul(x * table.cos, x.roll(x.shape[-1] // 2, -1), table.sin)
 
 
-def inverse_frequencies(dim: int, theta: float, device: torch.device) -> Tensor:
-    """theta^(-2i/dim) for i < dim/2, float32: the angle a position adds to each pair."""
-    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
+def inverse_frequencies(dim: int, theta: float, device: torch.device, factors: Sequence[float] | None = None) -> Tensor:
+    """theta^(-2i/dim) for i < dim/2, float32: the angle a position adds to each pair, which a factor a pair may divide."""
+    periods = theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
+    # Multiplied before the division, as in the references: another rounding is 3e-4 of a turn's cosine at position 131,071.
+    return 1.0 / (periods if factors is None else periods.new_tensor(factors) * periods)

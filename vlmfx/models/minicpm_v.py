@@ -1,0 +1,106 @@
+"""MiniCPM-V 2.6: SigLIP over an image and its slices, a resampler to 64 rows each, Qwen2.
+
+Source: openbmb/MiniCPM-V-2_6: modeling_minicpmv.py; vllm-project/vllm: vllm/model_executor/models/minicpmv.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vlmfx.models import decoder, qwen2, resampler, siglip
+from vlmfx.models.layers import Batch, Cache, no_extras
+from vlmfx.models.validate import one_of, supported
+from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.ops.merge import merge as merge_rows
+from vlmfx.ops.patches import normalize_patches
+from vlmfx.tree import Tree
+
+KEY_PREFIXES: tuple[tuple[str, str], ...] = ()
+SUPPORTED = {"drop_vision_last_layer": False, "slice_mode": True}
+
+extras = no_extras
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniCPMVConfig:
+    """The three parts."""
+
+    text: decoder.DecoderConfig
+    vision: siglip.SiglipConfig
+    resampler: resampler.ResamplerConfig
+
+
+def config(hf: dict[str, Any]) -> MiniCPMVConfig:
+    """The model of a config.json, whose top level holds the text half; other versions share the architecture's name."""
+    one_of("version", hf.get("version"), (2.6,))
+    supported(hf, SUPPORTED)
+    text, vision = qwen2.plain_text_config(hf), siglip.vision_config(hf["vision_config"])
+    return MiniCPMVConfig(
+        text=text,
+        vision=vision,
+        resampler=resampler.ResamplerConfig(
+            num_queries=hf.get("query_num", 64), hidden_size=text.hidden_size, input_size=vision.hidden_size
+        ),
+    )
+
+
+def param_specs(cfg: MiniCPMVConfig) -> Tree:
+    """The whole truth about weights."""
+    return {
+        "vision": siglip.param_specs(cfg.vision, "vpm"),
+        "resampler": resampler.param_specs(cfg.resampler, "resampler"),
+        "text": decoder.param_specs(cfg.text, "llm.model", "llm.lm_head"),
+    }
+
+
+def is_unused(cfg: MiniCPMVConfig, name: str) -> bool:
+    """True for checkpoint names that are right to be there and are not needed: a copy of tied embeddings, buffers."""
+    if cfg.text.tie_word_embeddings and name == "llm.lm_head.weight":
+        return True
+    return name.endswith(("position_ids", "rotary_emb.inv_freq")) or name == "resampler.pos_embed"
+
+
+def vision_hidden(params: Tree, cfg: MiniCPMVConfig, inputs: VisionInputs) -> Tensor:
+    """uint8 patches, position_ids (P, 3) of table row, row and column → the tower's output (P, vision hidden)."""
+    p = params["vision"]
+    patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, p["positions"].dtype)
+    x = siglip.embed(p, patches, inputs.position_ids[:, 0])
+    return siglip.tower(p, cfg.vision, x, inputs.seq_lens)
+
+
+def project(params: Tree, cfg: MiniCPMVConfig, x: Tensor, inputs: VisionInputs) -> Tensor:
+    """Tower output → rows of the language model's width, num_queries a slice."""
+    positions = inputs.position_ids[:, 1:]
+    return resampler.resample(params["resampler"], cfg.resampler, x, positions, inputs.seq_lens)
+
+
+def encode(params: Tree, cfg: MiniCPMVConfig, inputs: VisionInputs) -> Tensor:
+    """Images and their slices as uint8 patches → (F, hidden), slice after slice."""
+    return project(params, cfg, vision_hidden(params, cfg, inputs), inputs)
+
+
+def merge(
+    params: Tree, cfg: MiniCPMVConfig, ids: Tensor, features: Tensor | None, feature_index: Tensor | None
+) -> Tensor:
+    """ids (tokens,) → embeddings (tokens, hidden) with feature rows where feature_index is 0 or more."""
+    return merge_rows(params["text"]["embed"], ids, features, feature_index)
+
+
+def forward(
+    params: Tree,
+    cfg: MiniCPMVConfig,
+    x: Tensor,
+    positions: Tensor,
+    cache: Cache | None,
+    batch: Batch,
+    extras: Tree = (),
+) -> tuple[Tensor, Cache | None]:
+    """x (tokens, hidden), positions (tokens,) → hidden states after the final norm, and the cache; extras is empty."""
+    return decoder.forward(params["text"], cfg.text, x, positions, cache, batch)
+
+
+def logits(params: Tree, cfg: MiniCPMVConfig, hidden: Tensor) -> Tensor:
+    """hidden (rows, hidden) → (rows, vocab)."""
+    return decoder.logits(params["text"], hidden)
