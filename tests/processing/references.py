@@ -12,12 +12,15 @@ import pytest
 
 def image_processor(family: str, folder: Path) -> Any:
     """The PIL image processor of a family (in transformers 5 the slow one has a name of its own)."""
+    qwen = [
+        ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
+        ("qwen2_vl", "Qwen2VLImageProcessor"),
+    ]
     for module, name in {
         "llava": [("clip.image_processing_pil_clip", "CLIPImageProcessorPil"), ("clip", "CLIPImageProcessor")],
-        "qwen2_vl": [
-            ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
-            ("qwen2_vl", "Qwen2VLImageProcessor"),
-        ],
+        "qwen2_vl": qwen,
+        "qwen2_5_vl": qwen,
+        "qwen3_vl": qwen,
     }[family]:
         try:
             return getattr(importlib.import_module(f"transformers.models.{module}"), name).from_pretrained(folder)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.golden_cases import TINY, load_model
-from tests.pictures import about, picture
+from tests.pictures import about, picture, placeholder
+from vlmfx.processing.chat import template_takes_parts
 from vlmfx.processing.prompt import prepare
 
 
@@ -55,6 +56,9 @@ def test_messages_render_as_transformers_renders_them(model, turns):
     plain = [
         {**m, "content": [{k: v for k, v in part.items() if k != "image"} for part in m["content"]]} for m in messages
     ]
+    if not template_takes_parts(model.processor.chat_template):
+        lines = [[part.get("text", placeholder(model)) for part in m["content"]] for m in messages]
+        plain = [{**m, "content": "\n".join(texts)} for m, texts in zip(messages, lines, strict=True)]
     expected = tokenizer.apply_chat_template(
         plain, chat_template=model.processor.chat_template, tokenize=False, add_generation_prompt=True
     )

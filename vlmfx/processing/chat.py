@@ -23,13 +23,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from vlmfx.errors import CheckpointError, InvalidRequest
 
 FIELD = "chat_template"
+TEMPLATES = Path(__file__).parents[1] / "assets" / "templates"  # the shipped ones, given by their bare names
 MAX_CHARS = 16 * 2**20  # of one rendered prompt; the sandbox limits each range() to 100,000
 
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 def load_chat_template(folder: str | Path, override: str | Path | None = None) -> str | None:
-    """The template's text: override (itself a template or the path of one), else the folder's, else None.
+    """The template's text: override (a template, the path of one or a shipped one's name), else the folder's, else None.
 
     Order within the folder: "chat_template" in processor_config.json, chat_template.json, chat_template.jinja,
     "chat_template" in tokenizer_config.json (of a list of named ones, "default"): what transformers' processors take,
@@ -56,6 +57,11 @@ def load_chat_template(folder: str | Path, override: str | Path | None = None) -
         message = f"{path}: its chat template cannot be read ({error}); download it again or pass chat_template=…."
         raise CheckpointError(message) from error
     return None
+
+
+def shipped_templates() -> list[str]:
+    """The bare names of the templates that come with vlmfx."""
+    return sorted(path.name for path in TEMPLATES.glob("*.jinja"))
 
 
 def render_chat(
@@ -126,11 +132,16 @@ def _override_text(override: str | Path) -> str:
     # Told apart by what only one of them can hold: a path has no line break, a template hardly lacks braces.
     if isinstance(override, str) and ("{" in override or "\n" in override):
         return override
+    shipped = shipped_templates()
     try:
-        return Path(override).read_text(encoding="utf-8")
+        path = TEMPLATES / override if str(override) in shipped and not Path(override).exists() else Path(override)
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        message = f"{str(override)[:200]!r} is neither a readable file nor a Jinja template; give one of them."
-        raise InvalidRequest(FIELD, message, found=str(override)[:200]) from error
+        message = (
+            f"{str(override)[:200]!r} is neither a readable file nor a Jinja template; "
+            f"give one of them, or a shipped one: {', '.join(shipped)}."
+        )
+        raise InvalidRequest(FIELD, message, found=str(override)[:200], expected=shipped) from error
 
 
 class _Generation(Extension):

@@ -10,6 +10,7 @@ from torch import Tensor
 from vlmfx.errors import InvalidRequest
 
 FIELD = "multi_modal_data.image"
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def rows_of(value: Any, hidden_size: int) -> Tensor:
@@ -48,6 +49,18 @@ def _as_tensor(value: Any) -> Tensor:
             FIELD, f"embeddings are {kind}; pass a floating-point tensor.", found=kind, expected="tensor"
         )
     return tensor.float()
+
+
+def integer_table(value: Any, columns: int) -> list[list[int]]:
+    """The rows of a table of integers (n, columns), of which a single row may come alone; empty for anything else."""
+    try:
+        table = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return []
+    if not is_plain(table) or table.dtype not in INTEGERS or table.shape[-1:] != (columns,):
+        return []
+    rows: list[list[int]] = table.reshape(-1, columns).tolist()
+    return rows
 
 
 def is_plain(tensor: Tensor) -> bool:

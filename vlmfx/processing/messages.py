@@ -1,29 +1,45 @@
-"""OpenAI-style chat messages as a template wants them, and the images they carry."""
+"""OpenAI-style chat messages as a template wants them, and the images and videos they carry."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from vlmfx.errors import InvalidRequest
 
-PART_TYPES = ("text", "image", "image_url", "image_embeds")
+# Type of a part → what it is for the model.
+MODALITIES = {
+    "image": "image", "image_url": "image", "image_embeds": "image", "image_pil": "image", "video": "video", "video_url": "video",
+}  # fmt: skip
+PART_TYPES = ("text", *MODALITIES)
+
+
+@dataclass(frozen=True)
+class Media:
+    """One image or video as its part holds it: the part's type, its value, and where it stands ("messages[0].content[1]")."""
+
+    kind: str
+    value: Any
+    field: str
+
+    @property
+    def modality(self) -> str:
+        """ "image" or "video"."""
+        return MODALITIES[self.kind]
 
 
 def messages_for_template(
-    messages: Sequence[Mapping[str, Any]], takes_parts: bool, placeholder: str | Callable[[int], str]
-) -> tuple[list[dict[str, Any]], list[Any]]:
-    """(messages as the template wants them, the images they carry in order).
+    messages: Sequence[Mapping[str, Any]], takes_parts: bool, placeholders: Mapping[str, str]
+) -> tuple[list[dict[str, Any]], list[Media]]:
+    """(messages as the template wants them, the media they carry in order, nothing of it read yet).
 
-    A parts template gets lists of {"type": "image"} and {"type": "text", "text": ...}; a string template gets text,
-    the pieces joined by newlines, each image as its placeholder (a function of the image's number, from 1, where
-    placeholders are numbered) unless the message's text already writes it. An image is what its part holds: PIL
-    image, path, bytes of a data: URL, tensor or dict of ready embeddings. Paths pass as they are: a server must
-    refuse them before. Raises InvalidRequest.
+    A parts template gets lists of {"type": "image"}, {"type": "video"} and {"type": "text", "text": ...}; a string template gets
+    text, the pieces joined by newlines, each image or video as its placeholder unless the message's text already writes it.
+    placeholders: modality → text, in which "{number}" is the medium's number in the conversation, from 1; a modality that is not
+    in it is refused. Raises InvalidRequest.
     """
-    images: list[Any] = []
+    media: list[Media] = []
     out: list[dict[str, Any]] = []
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
         raise InvalidRequest("messages", "a list of at least one message is expected; give one.", found=messages)
@@ -31,19 +47,15 @@ def messages_for_template(
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             expected = '{"role": ..., "content": ...}'
             raise InvalidRequest(f"messages[{i}]", f"is not a message; write {expected}.", expected=expected)
-        pieces: list[str | None] = []  # None is an image
-        first = len(images) + 1
-        for field, part in _parts(message.get("content"), f"messages[{i}].content"):
-            text, image = _read_part(part, field)
-            pieces.append(text)
-            if text is None:
-                images.append(image)
+        pieces = [_read_part(part, field) for field, part in _parts(message.get("content"), f"messages[{i}].content")]
         if takes_parts:
-            parts = [{"type": "image"} if text is None else {"type": "text", "text": text} for text in pieces]
+            parts = [{"type": "text", "text": p} if isinstance(p, str) else {"type": p.modality} for p in pieces]
+            _marks(pieces, media, placeholders)
             out.append({**message, "content": parts})
         else:
-            out.append({**message, "content": _joined(pieces, placeholder, first)})
-    return out, images
+            out.append({**message, "content": _joined(pieces, _marks(pieces, media, placeholders))})
+        media += [piece for piece in pieces if isinstance(piece, Media)]
+    return out, media
 
 
 def _parts(content: Any, field: str) -> list[tuple[str, Any]]:
@@ -57,57 +69,48 @@ def _parts(content: Any, field: str) -> list[tuple[str, Any]]:
     return [(f"{field}[{j}]", {"type": "text", "text": p} if isinstance(p, str) else p) for j, p in enumerate(content)]
 
 
-def _read_part(part: Any, field: str) -> tuple[str | None, Any]:
-    """(text, None) of a text part, (None, image) of the others."""
+def _read_part(part: Any, field: str) -> str | Media:
+    """The text of a text part, the Media of the others."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in PART_TYPES:
         found = kind if isinstance(part, Mapping) else type(part).__name__
-        message = f"parts of type {found!r} are not known; use one of {', '.join(PART_TYPES)}."
+        message = f"parts of type {str(found)[:40]!r} are not known; use one of {', '.join(PART_TYPES)}."
         raise InvalidRequest(field, message, found=found, expected=PART_TYPES)
     value = part.get(kind)
-    if kind == "image" and value is None:
+    if kind in ("image", "video") and value is None:
         value = part.get("path", part.get("url"))  # transformers' names
-    if kind == "image_url" and isinstance(value, Mapping):
+    if kind.endswith("_url") and isinstance(value, Mapping):
         value = value.get("url")
-    if value is None or (kind in ("text", "image_url") and not isinstance(value, str)):
+    if value is None or ((kind == "text" or kind.endswith("_url")) and not isinstance(value, str)):
         message = f"this {kind} part has no usable {kind!r} (found {type(value).__name__}); add it."
         raise InvalidRequest(field, message, found=type(value).__name__)
-    if kind == "text":
-        return value, None
-    if isinstance(value, str) and (kind == "image_url" or "://" in value or value[:5].lower() == "data:"):
-        return None, _from_url(value, field)
-    return None, value
+    return str(value) if kind == "text" else Media(kind, value, field)
 
 
-def _from_url(url: str, field: str) -> bytes:
-    """The bytes in a data: URL; other schemes are not fetched here."""
-    header, comma, payload = url.partition(",")
-    scheme = url.partition(":")[0].lower()
-    if scheme != "data":
-        message = f"URLs of scheme {scheme[:20]!r} are not supported here yet; send a data: URL, or the image itself."
-        raise InvalidRequest(field, message, found=scheme[:20], expected="data")
-    try:
-        if not comma or not header.lower().endswith(";base64"):
-            raise ValueError("it does not begin with data:<type>;base64,")
-        blob = base64.b64decode(unquote_to_bytes(payload), validate=True)
-        if not blob:
-            raise ValueError("it holds 0 bytes")
-    except ValueError as error:  # binascii.Error and UnicodeError too
-        message = f"the data: URL cannot be decoded ({error}); send data:image/png;base64,… with the whole file."
-        raise InvalidRequest(field, message, found=url[:40], expected="data:image/png;base64,…") from error
-    return blob
-
-
-def _joined(pieces: list[str | None], placeholder: str | Callable[[int], str], number: int) -> str:
-    written = "\n".join(piece for piece in pieces if piece is not None)
-    lines = []
+def _marks(pieces: Sequence[str | Media], before: Sequence[Media], placeholders: Mapping[str, str]) -> list[str]:
+    """The placeholder of each medium of a message, numbered on from those before it."""
+    counts = {modality: sum(m.modality == modality for m in before) for modality in placeholders}
+    marks = []
     for piece in pieces:
-        if piece is not None:
+        if isinstance(piece, Media):
+            if piece.modality not in counts:
+                known = " and ".join(f"{modality}s" for modality in placeholders)
+                message = f"this model takes no {piece.modality}; send it {known or 'text'} only."
+                raise InvalidRequest(piece.field, message, found=piece.kind, expected=tuple(placeholders))
+            counts[piece.modality] += 1
+            marks.append(placeholders[piece.modality].replace("{number}", str(counts[piece.modality])))
+    return marks
+
+
+def _joined(pieces: Sequence[str | Media], marks: Sequence[str]) -> str:
+    written = "\n".join(piece for piece in pieces if isinstance(piece, str))
+    lines, remaining = [], iter(marks)
+    for piece in pieces:
+        if isinstance(piece, str):
             lines.append(piece)
             continue
-        mark = placeholder if isinstance(placeholder, str) else placeholder(number)
-        number += 1
-        if mark in written:  # the user placed this image already
+        mark = next(remaining)
+        if mark in written:  # the user placed this one already
             written = written.replace(mark, "", 1)
         else:
             lines.append(mark)

@@ -5,7 +5,7 @@ and to refuse what cannot work. Then the pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
@@ -15,14 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 from vlmfx.errors import InvalidRequest
-from vlmfx.processing.chat import render_chat, template_takes_parts
+from vlmfx.models.vision_inputs import concat
+from vlmfx.processing import video
+from vlmfx.processing.conversation import KEYS as CHAT_KEYS
+from vlmfx.processing.conversation import render as render_conversation
+from vlmfx.processing.embed_files import read_files
 from vlmfx.processing.images import image_size, load_image
 from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, ModelInputs, num_rows
-from vlmfx.processing.messages import messages_for_template
+from vlmfx.processing.limits import limits_of
+from vlmfx.processing.media import MediaPolicy, load_all
 from vlmfx.processing.tokenizer import Tokenizer
 
 IMAGE_FIELD = "multi_modal_data.image"
-PROMPT_KEYS = {"prompt", "prompt_token_ids", "messages", "multi_modal_data", "mm_processor_kwargs"}
+PROMPT_KEYS = {"prompt", "prompt_token_ids", "messages", "multi_modal_data", "mm_processor_kwargs", "media_io_kwargs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,8 @@ class Processor:
     """What turns prompts into ModelInputs: a family's functions with their config, the tokenizer, the chat template (or None).
 
     vocab_size is the model's, padded rows included; max_model_len counts prompt and answer together. limit_mm_per_prompt: the most
-    images and videos a prompt may hold, by "image" and "video"; no limit where it says nothing."""
+    images and videos a prompt may hold, by "image" and "video"; no limit where it says nothing. media_io_kwargs: how videos are
+    sampled where a prompt does not say. media: what may be fetched and read for messages."""
 
     functions: ModuleType
     config: Any
@@ -39,40 +45,53 @@ class Processor:
     vocab_size: int
     max_model_len: int
     limit_mm_per_prompt: Mapping[str, int] = field(default_factory=dict)
+    media_io_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    media: MediaPolicy = field(default_factory=MediaPolicy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A prompt whose tokens are known and whose pixels are not: config is the family's with the request's settings, layouts those of
-    its images and videos, whose sources wait in images; embeds (rows, hidden) stand in their place where they came ready."""
+    its images and videos, whose sources wait in images and videos, the latter beside the frames to take; embeds (rows, hidden) stand
+    in the images' place where they came ready."""
 
     prompt: str | None
     config: Any
     expanded: Expanded
     layouts: Layouts
     images: list[Any]
+    videos: list[tuple[Any, video.VideoPlan]]
     embeds: Tensor | None
 
 
 def plan(processor: Processor, prompt: Any) -> Plan:
-    """ "text" | {"prompt" | "prompt_token_ids" | "messages", "multi_modal_data", "mm_processor_kwargs"} → Plan.
+    """ "text" | {"prompt" | "prompt_token_ids" | "messages", "multi_modal_data", "mm_processor_kwargs", "media_io_kwargs"} → Plan.
 
-    No pixel is decoded. Raises InvalidRequest for anything about the prompt that cannot work."""
+    No image is decoded, and of a video file one frame. Raises InvalidRequest for anything about the prompt that cannot work."""
     request = _checked_request({"prompt": prompt} if isinstance(prompt, str) else prompt)
     functions, cfg = processor.functions, _request_config(processor, request.get("mm_processor_kwargs", {}))
     text: str | None = request.get("prompt")
-    given: Any = request.get("multi_modal_data", {}).get("image")
+    media = request.get("multi_modal_data", {})
+    given, given_videos = read_files(media.get("image"), IMAGE_FIELD), video.videos_of(media.get("video"))
     if "messages" in request:
-        text, given = chat_prompt(processor, request["messages"])
+        text, chat_media = chat_prompt(processor, request)
+        given, given_videos = chat_media["image"], chat_media["video"]
     source: str | list[int] = text if text is not None else _ids_of(processor, request["prompt_token_ids"])
     images, embeds, image_layouts = _images(functions, cfg, given)
-    layouts = {"image": image_layouts}
+    videos = _videos(processor, given_videos, request.get("media_io_kwargs"))
+    if videos and embeds is not None:
+        raise InvalidRequest(
+            "multi_modal_data", "it has both image embeddings and a video; pass the image itself, or two prompts."
+        )
+    layouts = {"image": image_layouts, "video": [functions.video_layout(cfg, made) for _, made in videos]}
     for modality, items in layouts.items():
         _check_limit(processor, modality, len(items))
     _check_length(processor, sum(num_rows(items) for items in layouts.values()), at_least=True)
     expanded = functions.expand(cfg, processor.tokenizer, source, layouts)
     _check_length(processor, len(expanded.token_ids))
-    return Plan(prompt=text, config=cfg, expanded=expanded, layouts=layouts, images=images, embeds=embeds)
+    return Plan(
+        prompt=text, config=cfg, expanded=expanded, layouts=layouts, images=images, videos=videos, embeds=embeds
+    )
 
 
 def prepare(processor: Processor, prompt: Any) -> ModelInputs:
@@ -81,6 +100,10 @@ def prepare(processor: Processor, prompt: Any) -> ModelInputs:
     ids = made.expanded.token_ids
     positions, next_position = functions.positions(made.config, ids, made.layouts)
     images = [load_image(item, field=IMAGE_FIELD) for item in made.images]
+    vision = [functions.vision_inputs(made.config, images)] if images else []
+    vision += [
+        functions.video_inputs(made.config, chosen, video.frames(source, chosen)) for source, chosen in made.videos
+    ]
     return ModelInputs(
         prompt=made.prompt,
         token_ids=ids,
@@ -88,26 +111,51 @@ def prepare(processor: Processor, prompt: Any) -> ModelInputs:
         next_position=next_position,
         feature_index=made.expanded.feature_index,
         num_features=sum(num_rows(items) for items in made.layouts.values()),
-        vision=functions.vision_inputs(made.config, images) if images else None,
+        vision=concat(vision) if vision else None,
         embeds=made.embeds,
     )
 
 
 def count_tokens(processor: Processor, prompt: Any) -> int:
-    """The length of a prompt in tokens, placeholders expanded; no pixel is decoded. Raises InvalidRequest as `plan` does."""
+    """The length of a prompt in tokens, placeholders expanded, from headers as in `plan`. Raises InvalidRequest as `plan` does."""
     return len(plan(processor, prompt).expanded.token_ids)
 
 
-def chat_prompt(processor: Processor, messages: Sequence[dict[str, Any]]) -> tuple[str, list[Any]]:
-    """The rendered chat prompt with one placeholder an image, and the images in order."""
-    if processor.chat_template is None:
-        raise InvalidRequest(
-            "chat_template", "the checkpoint has none; pass chat_template=… with a Jinja text or a file's path."
-        )
-    takes_parts = template_takes_parts(processor.chat_template)
-    placeholder = processor.functions.PLACEHOLDERS["image"]
-    rendered, images = messages_for_template(messages, takes_parts, placeholder)
-    return render_chat(processor.chat_template, rendered, special_tokens=processor.tokenizer.special_tokens), images
+def chat_prompt(processor: Processor, request: Mapping[str, Any]) -> tuple[str, dict[str, list[Any]]]:
+    """The rendered chat prompt of a request with "messages", one placeholder an image or video, and those by modality in order.
+
+    URLs are fetched, once it is known that there are not too many."""
+    text, media = render_conversation(
+        request,
+        template=processor.chat_template,
+        placeholders=processor.functions.PLACEHOLDERS,
+        special_tokens=processor.tokenizer.special_tokens,
+        reads_files=processor.media.allow_paths,
+    )
+    for modality in ("image", "video"):
+        _check_limit(processor, modality, sum(m.modality == modality for m in media))
+    _check_length(processor, len(media), at_least=True)
+    loaded: dict[str, list[Any]] = {"image": [], "video": []}
+    for item, value in zip(media, load_all(media, processor.media), strict=True):
+        loaded[item.modality].append(value)
+    return text, loaded
+
+
+def with_options(
+    processor: Processor, limit_mm_per_prompt: Any, media: Mapping[str, Any], media_io_kwargs: Any = None
+) -> Processor:
+    """The processor with other limits, sampling of videos (None leaves what there is) and fields of its MediaPolicy.
+
+    Raises InvalidRequest."""
+    limits = processor.limit_mm_per_prompt if limit_mm_per_prompt is None else limits_of(limit_mm_per_prompt)
+    sampling = processor.media_io_kwargs if media_io_kwargs is None else media_io_kwargs
+    video.sampling_of(sampling)
+    return replace(
+        processor,
+        limit_mm_per_prompt=limits,
+        media=replace(processor.media, **media),
+        media_io_kwargs=sampling,
+    )
 
 
 def _checked_request(request: Any) -> dict[str, Any]:
@@ -116,7 +164,7 @@ def _checked_request(request: Any) -> dict[str, Any]:
         raise InvalidRequest(
             "prompt", f"it is a {type(request).__name__}; pass a string or a dict.", found=type(request).__name__
         )
-    unknown = [key for key in request if key not in PROMPT_KEYS]
+    unknown = [key for key in request if key not in PROMPT_KEYS | CHAT_KEYS]
     if unknown:
         remedy = 'put messages into {"messages": [...]}' if "role" in request else f"use {sorted(PROMPT_KEYS)}"
         raise InvalidRequest("prompt", f"unknown keys {unknown}; {remedy}.", found=unknown)
@@ -128,6 +176,9 @@ def _checked_request(request: Any) -> dict[str, Any]:
             f'it has {sources or "none"} of "prompt", "prompt_token_ids" and "messages"; give exactly one.',
             found=sources,
         )
+    alone = sorted(CHAT_KEYS & set(request)) if "messages" not in request else []
+    if alone:
+        raise InvalidRequest("prompt", f"it has {alone} without messages; remove them, or give messages.", found=alone)
     text = request.get("prompt", "not given")
     if not isinstance(text, str) or not text:
         found = "empty" if text == "" else f"a {type(text).__name__}"
@@ -141,9 +192,9 @@ def _checked_request(request: Any) -> dict[str, Any]:
         raise InvalidRequest(
             "multi_modal_data", "it stands beside messages; put the images into the messages as parts."
         )
-    others = [key for key in media if key != "image"]
+    others = [key for key in media if key not in ("image", "video")]
     if others:
-        raise InvalidRequest("multi_modal_data", f'it has {others}; pass "image" only.', found=others)
+        raise InvalidRequest("multi_modal_data", f'it has {others}; pass "image" and "video" only.', found=others)
     return request
 
 
@@ -194,13 +245,17 @@ def _request_config(processor: Processor, settings: dict[str, Any]) -> Any:
             raise InvalidRequest(
                 "mm_processor_kwargs", f'it has "{key}"; this model knows {sorted(known) or "none"}.', found=key
             )
-        if type(value) is not int or value not in known[key]:
+        is_switch = known[key] == range(2) and type(value) is bool
+        if not is_switch and (type(value) is not int or value not in known[key]):
             raise InvalidRequest(
                 f"mm_processor_kwargs.{key}",
                 f"it is {repr(value)[:40]}; use an integer from {known[key][0]} to {known[key][-1]}.",
                 found=value,
             )
-    return replace(processor.config, **settings) if settings else processor.config
+    change = getattr(
+        processor.functions, "request_config", replace
+    )  # a family's own where settings are not plain fields
+    return change(processor.config, **settings) if settings else processor.config
 
 
 def _images(functions: ModuleType, cfg: Any, value: Any) -> tuple[list[Any], Tensor | None, list[MediaLayout]]:
@@ -212,6 +267,15 @@ def _images(functions: ModuleType, cfg: Any, value: Any) -> tuple[list[Any], Ten
         return [], rows, layouts
     images = list(value) if isinstance(value, (list, tuple)) else [value]
     return images, None, [functions.layout(cfg, image_size(item, field=IMAGE_FIELD)) for item in images]
+
+
+def _videos(processor: Processor, given: list[Any], settings: Any) -> list[tuple[Any, video.VideoPlan]]:
+    """Each video as it was given, with the frames to take. Raises InvalidRequest."""
+    if given and not hasattr(processor.functions, "video_layout"):
+        raise InvalidRequest(video.FIELD, "this model takes no videos; pass some of its frames as images.")
+    sampling = video.sampling_of(processor.media_io_kwargs if settings is None else settings)
+    _check_limit(processor, "video", len(given))
+    return [(item, video.probe(item, sampling)) for item in given]
 
 
 def _is_embeds(value: Any) -> bool:

@@ -1,12 +1,12 @@
-"""Qwen2-VL's images and positions: any resolution, patches in 2 × 2 blocks, three position rows.
+"""Qwen2-VL's images, videos and positions: any resolution, patches in 2 × 2 blocks, three position rows.
 
-Source: huggingface/transformers: models/qwen2_vl/{image_processing,modeling}_qwen2_vl.py."""
+Source: huggingface/transformers: models/qwen2_vl/{image_processing,video_processing,modeling}_qwen2_vl.py."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,22 +18,29 @@ from vlmfx.models.qwen2_vl import Qwen2VLConfig
 from vlmfx.models.validate import PREPROCESSOR, positive_int, refuse, supported
 from vlmfx.models.vision_inputs import VisionInputs, concat
 from vlmfx.ops.patches import pack_patches
-from vlmfx.processing.embeds import is_plain, rows_of
-from vlmfx.processing.images import MAX_PIXELS
+from vlmfx.processing.embeds import integer_table, rows_of
+from vlmfx.processing.images import FIELD, MAX_PIXELS
 from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, expand_tokens
 from vlmfx.processing.pixels import STEPS, pixel_settings
 from vlmfx.processing.resize import resize
 from vlmfx.processing.tokenizer import Tokenizer
+from vlmfx.processing.video import FIELD as VIDEO_FIELD
+from vlmfx.processing.video import VideoPlan
 
-PLACEHOLDERS = {"image": "<|vision_start|><|image_pad|><|vision_end|>"}
+PLACEHOLDERS = {
+    "image": "<|vision_start|><|image_pad|><|vision_end|>",
+    "video": "<|vision_start|><|video_pad|><|vision_end|>",
+}
 REQUEST_SETTINGS = {"min_pixels": range(1, MAX_PIXELS + 1), "max_pixels": range(1, MAX_PIXELS + 1)}
 MAX_ASPECT_RATIO = 200
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen2VLProcessing:
-    """min_pixels and max_pixels bound the area an image is resized to; a request may set both in mm_processor_kwargs."""
+    """min_pixels and max_pixels bound the area an image is resized to; a request may set both in mm_processor_kwargs.
+
+    video_pixels: the same of a video's frame, where the checkpoint has limits of their own for them."""
 
     patch_size: int
     temporal_patch_size: int
@@ -46,6 +53,7 @@ class Qwen2VLProcessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: int = Image.Resampling.BICUBIC
+    video_pixels: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.min_pixels > self.max_pixels:
@@ -57,44 +65,69 @@ class Qwen2VLProcessing:
 
 
 def config(preprocessor: dict[str, Any], model: Qwen2VLConfig, tokenizer: Tokenizer) -> Qwen2VLProcessing:
-    """The processing of a preprocessor_config.json; newer files keep the two areas in `size`."""
-    vision, size = model.vision, preprocessor.get("size") or {}
+    """The processing of a preprocessor_config.json."""
+    return Qwen2VLProcessing(**settings(preprocessor, model))
+
+
+def settings(
+    preprocessor: dict[str, Any], model: Qwen2VLConfig, video_areas: tuple[int, int] = (128 * 784, 768 * 784)
+) -> dict[str, Any]:
+    """The fields of Qwen2VLProcessing, checked; newer files keep the two areas in `size`. video_areas: a video processor's own defaults."""
+    vision = model.vision
     patches: dict[str, Any] = {
         "patch_size": vision.patch_size,
         "temporal_patch_size": vision.temporal_patch_size,
         "merge_size": vision.merge_size,
     }
     supported(preprocessor, {**STEPS, **patches}, file=PREPROCESSOR)
-    least = _area("min_pixels", preprocessor, "shortest_edge", size, 56 * 56)
-    most = _area("max_pixels", preprocessor, "longest_edge", size, 28 * 28 * 1280)
-    if least > most:
-        refuse("min_pixels", least, f"max_pixels, {most}, or less", file=PREPROCESSOR)
-    return Qwen2VLProcessing(
+    least, most = _areas(preprocessor, (56 * 56, 28 * 28 * 1280))
+    video: dict[str, Any] = preprocessor.get("video_processor") or {}
+    supported(video, {**STEPS, **patches}, file=VIDEO_PREPROCESSOR)
+    if pixel_settings({**preprocessor, **video}) != pixel_settings(preprocessor):
+        refuse("image_mean, image_std or resample", video, f"the same as in {PREPROCESSOR}", file=VIDEO_PREPROCESSOR)
+    return {
         **patches,
-        min_pixels=least,
-        max_pixels=most,
-        hidden_size=model.text.hidden_size,
-        image_token_id=model.image_token_id,
-        video_token_id=model.video_token_id,
+        "min_pixels": least,
+        "max_pixels": most,
+        "hidden_size": model.text.hidden_size,
+        "image_token_id": model.image_token_id,
+        "video_token_id": model.video_token_id,
+        "video_pixels": _areas(video, video_areas, VIDEO_PREPROCESSOR) if video else None,
         **pixel_settings(preprocessor),
-    )
+    }
 
 
-def _area(key: str, preprocessor: dict[str, Any], size_key: str, size: dict[str, Any], default: int) -> int:
-    """A limit in pixels: the first of the two keys that is set, else the default."""
-    for name, value in ((key, preprocessor.get(key)), (f"{key} (size.{size_key})", size.get(size_key))):
-        if value is not None:
-            return positive_int(name, value, file=PREPROCESSOR)
-    return default
+def _areas(preprocessor: dict[str, Any], default: tuple[int, int], file: str = PREPROCESSOR) -> tuple[int, int]:
+    """The least and the most pixels: of each the first of its two keys that is set, else the default."""
+    size = preprocessor.get("size") or {}
+    areas = []
+    for key, size_key, area in (
+        ("min_pixels", "shortest_edge", default[0]),
+        ("max_pixels", "longest_edge", default[1]),
+    ):
+        given = {key: preprocessor.get(key), f"{key} (size.{size_key})": size.get(size_key)}
+        found = next(((name, value) for name, value in given.items() if value is not None), (key, area))
+        areas.append(positive_int(*found, file=file))
+    least, most = areas
+    if least > most:
+        refuse("min_pixels", least, f"max_pixels, {most}, or less", file=file)
+    return least, most
 
 
-def smart_resize(cfg: Qwen2VLProcessing, height: int, width: int) -> tuple[int, int]:
+def request_config(cfg: Qwen2VLProcessing, **settings: Any) -> Qwen2VLProcessing:
+    """cfg with a request's settings, which hold for its images and its videos."""
+    low, high = cfg.video_pixels or (cfg.min_pixels, cfg.max_pixels)
+    pixels = (settings.get("min_pixels", low), settings.get("max_pixels", high))
+    return replace(cfg, video_pixels=cfg.video_pixels and pixels, **settings)
+
+
+def smart_resize(cfg: Qwen2VLProcessing, height: int, width: int, field: str = FIELD) -> tuple[int, int]:
     """(height, width) with sides that are multiples of a merged patch and an area within the limits, the ratio about kept.
 
     Raises InvalidRequest for an aspect ratio over 200."""
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise InvalidRequest(
-            "multi_modal_data.image",
+            field,
             f"its sides are {width} x {height}, a ratio over {MAX_ASPECT_RATIO}; crop it to the part you ask about.",
             found=max(height, width) / min(height, width),
             expected=MAX_ASPECT_RATIO,
@@ -117,6 +150,24 @@ def layout(cfg: Qwen2VLProcessing, size: tuple[int, int]) -> MediaLayout:
     return layout_of_grid(cfg, (1, height, width))
 
 
+def video_layout(cfg: Qwen2VLProcessing, plan: VideoPlan) -> MediaLayout:
+    """The layout of a video, from its plan alone; an odd number of frames counts as one more."""
+    return layout_of_frames(cfg, plan, frame_size(cfg, plan))
+
+
+def layout_of_frames(cfg: Qwen2VLProcessing, plan: VideoPlan, size: tuple[int, int]) -> MediaLayout:
+    """The layout of a video whose frames are resized to (height, width)."""
+    height, width = (side // cfg.patch_size for side in size)
+    return layout_of_grid(cfg, (-(-plan.num_frames // cfg.temporal_patch_size), height, width))
+
+
+def frame_size(cfg: Qwen2VLProcessing, plan: VideoPlan) -> tuple[int, int]:
+    """(height, width) that a video's frames are resized to."""
+    if cfg.video_pixels is not None:
+        cfg = replace(cfg, min_pixels=cfg.video_pixels[0], max_pixels=cfg.video_pixels[1])
+    return smart_resize(cfg, plan.height, plan.width, VIDEO_FIELD)
+
+
 def layout_of_grid(cfg: Qwen2VLProcessing, grid_thw: tuple[int, int, int]) -> MediaLayout:
     """The layout of a grid of patches (time, height, width)."""
     t, height, width = grid_thw
@@ -131,10 +182,34 @@ def vision_inputs(cfg: Qwen2VLProcessing, images: Sequence[Image.Image]) -> Visi
 
 def _image_inputs(cfg: Qwen2VLProcessing, image: Image.Image) -> VisionInputs:
     pixels = resize(image, *smart_resize(cfg, image.height, image.width), cfg.resample)
-    frames = pixels.expand(1, cfg.temporal_patch_size, *pixels.shape)
+    return _inputs(cfg, pixels.expand(1, cfg.temporal_patch_size, *pixels.shape))
+
+
+def video_inputs(cfg: Qwen2VLProcessing, plan: VideoPlan, frames: Iterable[Image.Image]) -> VisionInputs:
+    """A video's RGB frames → packed patches, one segment a temporal patch; the last frame is repeated to fill the last of them."""
+    return inputs_of_frames(cfg, plan, frames, frame_size(cfg, plan))
+
+
+def inputs_of_frames(
+    cfg: Qwen2VLProcessing, plan: VideoPlan, frames: Iterable[Image.Image], size: tuple[int, int]
+) -> VisionInputs:
+    """`video_inputs` with frames resized to (height, width)."""
+    length = cfg.temporal_patch_size
+    pixels = torch.empty(-(-plan.num_frames // length) * length, *size, 3, dtype=torch.uint8)
+    for i, frame in enumerate(frames):
+        pixels[i] = resize(frame, *size, cfg.resample)
+    pixels[plan.num_frames :] = pixels[plan.num_frames - 1]
+    return _inputs(cfg, pixels.unflatten(0, (-1, length)))
+
+
+def _inputs(cfg: Qwen2VLProcessing, frames: Tensor) -> VisionInputs:
+    """frames (n, T, height, width, 3) uint8, already resized → their patches, n segments."""
+    n, _, *size, _ = frames.shape
     patches = pack_patches(frames, cfg.patch_size, cfg.merge_size)
-    ids = patch_positions(pixels.shape[0] // cfg.patch_size, pixels.shape[1] // cfg.patch_size, cfg.merge_size)
-    return VisionInputs(patches=patches, position_ids=ids, seq_lens=(len(patches),), mean=cfg.mean, std=cfg.std)
+    ids = patch_positions(size[0] // cfg.patch_size, size[1] // cfg.patch_size, cfg.merge_size)
+    return VisionInputs(
+        patches=patches, position_ids=ids.repeat(n, 1), seq_lens=(len(ids),) * n, mean=cfg.mean, std=cfg.std
+    )
 
 
 def patch_positions(height: int, width: int, merge_size: int) -> Tensor:
@@ -172,18 +247,14 @@ def embed_inputs(cfg: Qwen2VLProcessing, value: Any) -> tuple[Tensor, list[Media
 
 def _grids(cfg: Qwen2VLProcessing, value: Any) -> list[tuple[int, int, int]]:
     """(time, height, width) in patches of each image. Raises InvalidRequest for what is no such table."""
-    try:
-        grids = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        grids = torch.empty(0)
-    if not is_plain(grids) or grids.dtype not in INTEGERS or not grids.numel() or grids.shape[-1:] != (3,):
+    rows = [(t, height, width) for t, height, width in integer_table(value, columns=3)]
+    if not rows:
         raise InvalidRequest(
             "multi_modal_data.image.image_grid_thw",
             f"it is {str(value)[:80]}, expected integers of shape (images, 3); "
             "give time, height and width of each image in patches.",
             found=value,
         )
-    rows: list[tuple[int, int, int]] = [(t, h, w) for t, h, w in grids.reshape(-1, 3).tolist()]
     for grid in rows:
         if min(grid) < 1 or grid[1] % cfg.merge_size or grid[2] % cfg.merge_size:
             raise InvalidRequest(
@@ -201,10 +272,20 @@ def expand(cfg: Qwen2VLProcessing, tokenizer: Tokenizer, prompt: str | list[int]
     return expand_tokens(ids, {"image": cfg.image_token_id, "video": cfg.video_token_id}, layouts)
 
 
-def positions(cfg: Qwen2VLProcessing, ids: Sequence[int], layouts: Layouts) -> tuple[Tensor, int]:
+def frame_times(item: MediaLayout) -> Tensor:
+    """The time of each frame of an image or video: its number."""
+    return torch.arange(item.grid[0])
+
+
+def positions(
+    cfg: Qwen2VLProcessing,
+    ids: Sequence[int],
+    layouts: Layouts,
+    times: Callable[[MediaLayout], Tensor] = frame_times,
+) -> tuple[Tensor, int]:
     """M-RoPE positions (3, L) of expanded ids, and the position of the next token.
 
-    Text counts up equally on all three rows. An image or video that starts at s has time s + frame, height s + row, width s + column;
+    Text counts up equally on all three rows. An image or video that starts at s has s + its frame's time, s + row, s + column;
     what follows starts one after the largest position so far."""
     parts: list[Tensor] = []
     at, start = 0, 0
@@ -215,9 +296,10 @@ def positions(cfg: Qwen2VLProcessing, ids: Sequence[int], layouts: Layouts) -> t
     while at < len(ids):
         if ids[at] in remaining:
             item = next(remaining[ids[at]])
-            grid = torch.meshgrid(*(torch.arange(n) for n in item.grid), indexing="ij")
-            parts.append(torch.stack([axis.flatten() for axis in grid]) + start)
-            at, start = at + item.num_rows, start + max(item.grid)
+            grid = torch.meshgrid(times(item), *(torch.arange(n) for n in item.grid[1:]), indexing="ij")
+            place = torch.stack([axis.flatten() for axis in grid]) + start
+            parts.append(place)
+            at, start = at + item.num_rows, int(place.max()) + 1
         else:
             end = at
             while end < len(ids) and ids[end] not in remaining:

@@ -1,0 +1,128 @@
+"""Video files by PyAV: opened so that nothing else is, and decoded frame by frame.
+
+FFmpeg reads from a file object only, with an allow-list of formats: a playlist or a concat script, which would make it open other files
+and addresses, is no video here."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from PIL import Image
+
+from vlmfx.errors import InvalidRequest
+from vlmfx.processing.images import MAX_PIXELS
+
+FORMATS = ("mp4", "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "gif")
+MAX_FRAME_COUNT = 2**40  # that a damaged header may promise
+NUM_THREADS = 4  # FFmpeg's default is one a core, each with frames of its own
+
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+
+
+@contextmanager
+def opened(source: Any, field: str) -> Iterator[tuple[Any, Any]]:
+    """(container, its first video stream) in PyAV's terms; any exception of FFmpeg becomes an InvalidRequest."""
+    try:
+        import av
+    except ImportError as error:
+        message = (
+            "video files are read by PyAV, which is not installed; run pip install 'vlmfx[video]', or pass frames."
+        )
+        raise InvalidRequest(field, message, expected="av") from error
+    # Nothing but the file object is ever opened: no protocol is allowed, and what asks for a file is refused.
+    options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
+    try:
+        with (
+            _file(source, field) as file,
+            av.open(file, container_options=options, metadata_errors="ignore", io_open=_refuse_to_open) as container,
+        ):
+            if not container.streams.video:
+                raise InvalidRequest(field, "it holds no video stream; send a video file.", found=container.format.name)
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            if context is None:
+                message = (
+                    "its codec is not known, or the file is not whole; send all of an H.264 or VP9 file, or another."
+                )
+                raise InvalidRequest(field, message, found=None)
+            check_size(context.width, context.height, field)
+            context.options = {"max_pixels": str(MAX_PIXELS)}
+            context.thread_type, context.thread_count = "AUTO", NUM_THREADS
+            yield container, stream
+    except InvalidRequest:
+        raise
+    except Exception as error:  # FFmpeg's errors come as OSError, ValueError, EOFError, LookupError, ...
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")[:200] or type(error).__name__
+        message = f"the video cannot be read ({reason}); send a whole {', '.join(FORMATS)} file."
+        raise InvalidRequest(field, message, found=reason, expected=FORMATS) from error
+
+
+def _file(source: Any, field: str) -> BinaryIO:
+    if not isinstance(source, (str, os.PathLike)):
+        if not len(source):
+            raise InvalidRequest(field, "the video has 0 bytes; send the whole file.", found=0)
+        return io.BytesIO(source)
+    path = Path(source)
+    if not path.is_file():  # also keeps pipes and devices, which never end, from being read
+        what = "is a folder" if path.is_dir() else "is not a file"
+        message = f"{str(source)[:200]!r} {what}; give the path of a video file."
+        raise InvalidRequest(field, message, found=str(source))
+    return path.open("rb")
+
+
+def _refuse_to_open(url: str, flags: int, options: Any) -> NoReturn:
+    raise PermissionError("it asks for another file")
+
+
+def packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Every packet of a stream, up to where the file is cut off; the last one, which is empty, makes a decoder give what it holds back."""
+    import av
+
+    with suppress(av.FFmpegError, EOFError):
+        yield from container.demux(stream)
+
+
+def decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Every frame of a stream that can be decoded; a damaged packet is passed over."""
+    import av
+
+    for packet in packets(container, stream):
+        try:
+            frames = packet.decode()
+        except (av.FFmpegError, EOFError):
+            continue
+        yield from frames
+
+
+def header_frames(container: Any, stream: Any, fps: float | None) -> int:
+    """How many frames the header promises, 0 where it does not say."""
+    if stream.frames > 0:
+        return int(stream.frames)
+    seconds = container.duration / 1_000_000 if container.duration else 0.0
+    if stream.duration and stream.time_base:
+        seconds = float(stream.duration * stream.time_base)
+    return min(max(0, round(seconds * (fps or 0))), MAX_FRAME_COUNT)
+
+
+def rotation(frame: Any) -> int:
+    """Counterclockwise degrees, a multiple of 90, by which a frame is turned to be shown."""
+    return round((getattr(frame, "rotation", 0) or 0) / 90) * 90 % 360
+
+
+def to_image(frame: Any) -> Image.Image:
+    """A frame as it is shown, RGB."""
+    turn = _TURNS.get(rotation(frame))
+    image: Image.Image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    return image if turn is None else image.transpose(turn)
+
+
+def check_size(width: int, height: int, field: str) -> None:
+    """Raise InvalidRequest for frames with more pixels than an image may have."""
+    if width * height > MAX_PIXELS:
+        message = f"its frames have {width}x{height} pixels, expected at most {MAX_PIXELS}; send a smaller video."
+        raise InvalidRequest(field, message, found=width * height, expected=MAX_PIXELS)
