@@ -1,7 +1,11 @@
-"""How the committed goldens were made: `cut` copies cases of a larger set, `qwen2vl` runs transformers on a tiny model.
+"""How the committed goldens were made: `cut` copies cases of a larger set, the others run transformers on a tiny model.
 
 python tests/goldens/make.py cut ../shared/goldens llava-newnames-single llava-batch3
 python tests/goldens/make.py qwen2vl        # needs transformers 5.23.0
+python tests/goldens/make.py qwen25vl       # as above, and the folder of qwen2vl
+python tests/goldens/make.py qwen3vl        # as above
+
+Those of Phi-3.5-vision and MiniCPM-V 2.6 come from remote_code.py.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ import argparse
 import hashlib
 import json
 import shutil
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +35,9 @@ def main() -> None:
     verb.add_argument("source", type=Path)
     verb.add_argument("cases", nargs="+")
     verb.set_defaults(run=lambda args: cut(args.source, args.cases))
-    verb = verbs.add_parser("qwen2vl", help="weights of models/qwen2vl-tiny, and its cases")
-    verb.set_defaults(run=lambda args: qwen2vl())
+    for tiny in QWEN:
+        verb = verbs.add_parser(tiny.name, help=f"weights of models/{tiny.name}-tiny, and its cases")
+        verb.set_defaults(run=partial(qwen, tiny))
     args = parser.parse_args()
     args.run(args)
 
@@ -67,10 +74,11 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(path, target / path.name)
 
 
-# The rest is Qwen2-VL. The folder's tokenizer, chat template, preprocessor_config.json and generation_config.json are
-# those of the larger set's qwen2vl-a; config.json and the weights are made here.
+# The rest is Qwen. Tokenizer, chat template, preprocessor_config.json and generation_config.json of models/qwen2vl-tiny are
+# those of the larger set's qwen2vl-a; config.json and the weights are made here. The later generations take what they
+# share from that folder.
 
-CONFIG: dict[str, Any] = {
+QWEN2_VL: dict[str, Any] = {
     "architectures": ["Qwen2VLForConditionalGeneration"],
     "attention_dropout": 0.0,
     "bos_token_id": 380,
@@ -113,57 +121,171 @@ CONFIG: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-SEED = 27  # the first from 1 on with margins over MIN_MARGIN, neither EOS nor image tokens among the greedy ids, and
-# bfloat16 logits within 1.2 percent of the range
+
+SHARED_KEYS = (
+    "bos_token_id",
+    "eos_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "image_token_id",
+    "video_token_id",
+)
+QWEN25_VL: dict[str, Any] = {
+    **QWEN2_VL,
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vision_config": {
+        "depth": 3,
+        "fullatt_block_indexes": [1],
+        "hidden_act": "silu",
+        "hidden_size": 16,
+        "in_chans": 3,
+        "intermediate_size": 40,
+        "model_type": "qwen2_5_vl",
+        "num_heads": 2,
+        "out_hidden_size": 48,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+        "window_size": 56,
+    },
+}
+QWEN3_VL: dict[str, Any] = {
+    **{key: QWEN2_VL[key] for key in SHARED_KEYS},
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "model_type": "qwen3_vl",
+    "tie_word_embeddings": True,
+    "text_config": {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 380,
+        "dtype": "bfloat16",
+        "eos_token_id": 382,
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "hidden_size": 48,
+        "initializer_range": 0.02,
+        "intermediate_size": 48,
+        "max_position_embeddings": 32768,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"},
+        "rope_theta": 5000000,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "vocab_size": 448,
+    },
+    "vision_config": {
+        "deepstack_visual_indexes": [0, 2],
+        "depth": 3,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 16,
+        "in_channels": 3,
+        "initializer_range": 0.02,
+        "intermediate_size": 40,
+        "model_type": "qwen3_vl",
+        "num_heads": 2,
+        "num_position_embeddings": 36,
+        "out_hidden_size": 48,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+}
+QWEN3_VL_PREPROCESSOR: dict[str, Any] = {
+    "size": {"longest_edge": 16777216, "shortest_edge": 1024},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+}
+# As the published one in short: no system message of its own.
+QWEN3_VL_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|>"
+    "<|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 MIN_MARGIN = 0.01
 NUM_TOKENS = 20
-CASES: dict[str, tuple[str, list[tuple[list[tuple[int, int]], str]]]] = {
-    # name → description, and of each prompt the (width, height) of its images and the question
-    "qwen2vl-tiny-two-images": (
-        "two images of different size, text after; all prompt logits",
-        [([(120, 90), (50, 130)], "Which of the two images is larger?")],
-    ),
-    "qwen2vl-tiny-batch": (
-        "three prompts of unequal length: image and long text, text only, image and short text",
-        [
-            ([(112, 140)], "Describe the image in detail, from the top left to the bottom right corner, and its colours."),
-            ([], "What is the capital of France?"),
-            ([(30, 40)], "Why?"),
-        ],
-    ),
-}  # fmt: skip
+TWO_IMAGES = (
+    "two images of different size, text after; all prompt logits",
+    [([(120, 90), (50, 130)], "Which of the two images is larger?")],
+)
+# Sizes that are not resized: Pillow 11 and 12 differ in a pixel or two of others that Qwen3-VL enlarges.
+TWO_WHOLE_IMAGES = (TWO_IMAGES[0], [([(128, 96), (64, 160)], TWO_IMAGES[1][0][1])])
+BATCH = (
+    "three prompts of unequal length: image and long text, text only, image and short text",
+    [
+        ([(112, 140)], "Describe the image in detail, from the top left to the bottom right corner, and its colours."),
+        ([], "What is the capital of France?"),
+        ([(30, 40)], "Why?"),
+    ],
+)
 
 
-def qwen2vl() -> None:
-    """Weights, and stage outputs of transformers' Qwen2VLForConditionalGeneration in float32, eager attention."""
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model and its cases: each a description, and of each prompt the (width, height) of its images and the question.
+
+    seed: the first from 1 on with margins over MIN_MARGIN, neither EOS nor image tokens among the greedy ids, and bfloat16 logits
+    within 1.2 percent of the range."""
+
+    name: str
+    family: str
+    config: dict[str, Any]
+    seed: int
+    dtype: torch.dtype
+    cases: dict[str, tuple[str, list[tuple[list[tuple[int, int]], str]]]]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config["architectures"][0])
+
+    @property
+    def folder(self) -> Path:
+        return HERE / "models" / f"{self.name}-tiny"
+
+
+QWEN = (
+    Tiny("qwen2vl", "qwen2_vl", QWEN2_VL, 27, torch.float32, {"two-images": TWO_IMAGES, "batch": BATCH}),
+    Tiny("qwen25vl", "qwen2_5_vl", QWEN25_VL, 5, torch.bfloat16, {"two-images": TWO_IMAGES}),
+    Tiny("qwen3vl", "qwen3_vl", QWEN3_VL, 1, torch.bfloat16, {"two-images": TWO_WHOLE_IMAGES}),
+)
+
+
+def qwen(tiny: Tiny, args: argparse.Namespace) -> None:
+    """Weights, and stage outputs of transformers' model in float32, eager attention."""
     import transformers
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    folder = HERE / "models" / "qwen2vl-tiny"
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
-    config = Qwen2VLConfig.from_pretrained(folder, attn_implementation="eager")
-    model = Qwen2VLForConditionalGeneration(config).eval()
-    weights = {
-        published(name): random_weight(published(name), tensor)
-        for name, tensor in model.state_dict().items()
-        if name != "lm_head.weight"
-    }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    template = json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
+    model = make_folder(tiny)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny.folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny.folder)
+    template = json.loads((tiny.folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
 
-    for name, (description, prompts) in CASES.items():
+    for case, (description, prompts) in tiny.cases.items():
+        name = f"{tiny.name}-tiny-{case}"
         target = HERE / name
         (target / "input").mkdir(parents=True, exist_ok=True)
         meta: dict[str, Any] = {
             "case": name,
-            "family": "qwen2_vl",
-            "model": "../models/qwen2vl-tiny",
+            "family": tiny.family,
+            "model": f"../models/{tiny.folder.name}",
             "description": description,
-            "reference": f"transformers {transformers.__version__} Qwen2VLForConditionalGeneration (eager attention, "
+            "reference": f"transformers {transformers.__version__} {tiny.architecture} (eager attention, "
             f"float32, CPU), Qwen2VLImageProcessorPil; torch {torch.__version__}",
             "sampled": {},
             "greedy": {},
@@ -190,9 +312,35 @@ def qwen2vl() -> None:
             ids = stages["greedy_ids"].tolist()
             meta["greedy"][prefix or "main"] = {"ids": ids, "min_margin": float(stages["greedy_margins"].min())}
             meta["text"][prefix or "main"] = tokenizer.decode(ids, skip_special_tokens=True)
-            assert stages["greedy_margins"].min() > MIN_MARGIN, "another SEED: rounding could change a greedy id"
+            assert stages["greedy_margins"].min() > MIN_MARGIN, "another seed: rounding could change a greedy id"
             print(f"{name} {prefix}: {stages['input_ids'].numel()} tokens, {meta['greedy'][prefix or 'main']}")
         write(target, meta, tensors)
+
+
+def make_folder(tiny: Tiny) -> Any:
+    """The model folder, and transformers' model of it in float32."""
+    import transformers
+
+    source, folder, cls = QWEN[0].folder, tiny.folder, getattr(transformers, tiny.architecture)
+    folder.mkdir(exist_ok=True)
+    if folder != source:
+        for path in source.iterdir():
+            if path.name not in ("config.json", "model.safetensors"):
+                shutil.copyfile(path, folder / path.name)
+    if tiny.config is QWEN3_VL:
+        files = {"preprocessor_config": QWEN3_VL_PREPROCESSOR, "chat_template": {"chat_template": QWEN3_VL_TEMPLATE}}
+        for name, content in files.items():
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(tiny.config, indent=1) + "\n", encoding="utf-8")
+    config = transformers.AutoConfig.from_pretrained(folder, attn_implementation="eager")
+    is_tied = tiny.config["tie_word_embeddings"]
+    weights = {
+        published(tiny, name): random_weight(published(tiny, name), tensor, tiny.seed).to(tiny.dtype)
+        for name, tensor in cls(config).state_dict().items()
+        if not (is_tied and name == "lm_head.weight")
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @torch.no_grad()
@@ -214,11 +362,11 @@ def run(
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     stages["input_ids"] = ids
 
-    def keep(key: str) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            stages[key] = (output[0] if isinstance(output, tuple) else output).clone()
-
-        return hook
+    def keep_vision(module: Any, args: Any, output: Any) -> None:
+        # Qwen2.5-VL's first is in the order of its windows, the second in that of the image
+        stages.update(image_vision_hidden=output.last_hidden_state.clone(), image_embeds=output.pooler_output.clone())
+        if getattr(output, "deepstack_features", None):
+            stages["deepstack_embeds"] = torch.stack(output.deepstack_features)
 
     def keep_inputs(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         # (4, 1, L) where transformers puts a row for masks before M-RoPE's three
@@ -227,11 +375,9 @@ def run(
         positions = kwargs.get("position_ids")
         stages["position_ids"] = (counted if positions is None else positions[-3:]).clone()
 
-    visual, language = model.model.visual, model.model.language_model
     handles = [
-        visual.blocks[-1].register_forward_hook(keep("image_vision_hidden")),
-        visual.merger.register_forward_hook(keep("image_embeds")),
-        language.register_forward_pre_hook(keep_inputs, with_kwargs=True),
+        model.model.visual.register_forward_hook(keep_vision),
+        model.model.language_model.register_forward_pre_hook(keep_inputs, with_kwargs=True),
     ]
 
     def forward(ids: Tensor) -> Tensor:
@@ -257,14 +403,16 @@ def run(
     return stages | {"greedy_ids": torch.tensor(greedy), "greedy_margins": torch.tensor(margins)}
 
 
-def published(name: str) -> str:
-    """A state_dict name of transformers 5 as the published checkpoints write it."""
+def published(tiny: Tiny, name: str) -> str:
+    """A state_dict name of transformers 5 as the published checkpoints write it; Qwen3-VL's are the same."""
+    if tiny.config is QWEN3_VL:
+        return name
     return name.removeprefix("model.").replace("language_model.", "model.", 1)
 
 
-def random_weight(name: str, like: Tensor) -> Tensor:
+def random_weight(name: str, like: Tensor, seed: int) -> Tensor:
     """Normal, keyed by the name; norms near 1 and biases not 0, so that one that is forgotten shows."""
-    digest = hashlib.sha256(f"{SEED} {name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     x = torch.randn(like.shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:6], "big")))
     if like.dim() == 1:
         return 0.2 * x + (1.0 if name.endswith("weight") else 0.0)
