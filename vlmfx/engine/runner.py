@@ -18,6 +18,7 @@ from vlmfx.models.layers import Batch, Cache
 from vlmfx.models.vision_inputs import concat
 from vlmfx.ops.attention import Slots, resolve_slots
 from vlmfx.processing.inputs import ModelInputs
+from vlmfx.tree import Tree
 
 ONEDNN = Lock()
 
@@ -73,32 +74,44 @@ def prefill(
     max_lens: the most tokens each sequence may ever have. Tokens are padded to a multiple of bucket.
     What these rows held before is cleared: a masked slot weighs 0, but 0·NaN is NaN."""
     storage[:, :, first_row : first_row + len(requests)].zero_()
+    num_rows, block_size = storage.shape[2], storage.shape[4]
+    x, positions, extras = pack(model, requests, max_lens, bucket)
+    lengths = [len(r.token_ids) for r in requests]
+    slots = torch.full((len(x),), -1)
+    slots[: sum(lengths)] = torch.cat(
+        [torch.arange(n) + row * block_size for row, n in enumerate(lengths, start=first_row)]
+    )
+    batch = Batch(seq_lens=tuple(lengths), slots=resolve_slots(slots.to(model.device), block_size))
+    cache = _cut(storage, num_rows, block_size)
+    hidden, _ = model.functions.forward(model.params, model.config, x, positions, cache, batch, extras)
+    last = torch.tensor(lengths).cumsum(0) - 1
+    return model.functions.logits(model.params, model.config, hidden[last.to(model.device)])
+
+
+def pack(
+    model: Model, requests: Sequence[ModelInputs], max_lens: Sequence[int], bucket: int = 1
+) -> tuple[Tensor, Tensor, Tree]:
+    """What `forward` takes of whole prompts, packed one after another: merged embeddings (tokens, hidden), positions, extras.
+
+    max_lens: the most tokens each sequence may ever have. Tokens are padded to a multiple of bucket."""
     features = encode(model, requests)
     present = [f for f in features if f is not None]
     lengths = [len(r.token_ids) for r in requests]
-    total = sum(lengths)
-    padding = -total % bucket
-    ids, index, slots, offset = [], [], [], 0
-    num_rows, block_size = storage.shape[2], storage.shape[4]
-    for row, (request, rows) in enumerate(zip(requests, features, strict=True), start=first_row):
-        ids.extend(request.token_ids)
+    padding = -sum(lengths) % bucket
+    index, offset = [], 0
+    for request, rows in zip(requests, features, strict=True):
         index.append(torch.where(request.feature_index >= 0, request.feature_index + offset, -1))
-        slots.append(torch.arange(row * block_size, row * block_size + len(request.token_ids)))
         offset += 0 if rows is None else len(rows)
-    positions = torch.cat([r.positions for r in requests], -1)
 
     def padded(values: Tensor, fill: int) -> Tensor:
         return torch.nn.functional.pad(values, (0, padding), value=fill).to(model.device)
 
+    ids = padded(torch.tensor([i for r in requests for i in r.token_ids]), 0)
     merged = torch.cat(present) if present else None
     feature_index = padded(torch.cat(index), -1) if present else None
-    x = model.functions.merge(model.params, model.config, padded(torch.tensor(ids), 0), merged, feature_index)
+    x = model.functions.merge(model.params, model.config, ids, merged, feature_index)
     extras = model.functions.extras(model.config, max_lens, lengths, len(x), merged, feature_index)
-    batch = Batch(seq_lens=tuple(lengths), slots=resolve_slots(padded(torch.cat(slots), -1), block_size))
-    cache = _cut(storage, num_rows, block_size)
-    hidden, _ = model.functions.forward(model.params, model.config, x, padded(positions, 0), cache, batch, extras)
-    last = torch.tensor(lengths).cumsum(0) - 1
-    return model.functions.logits(model.params, model.config, hidden[last.to(model.device)])
+    return x, padded(torch.cat([r.positions for r in requests], -1), 0), extras
 
 
 def decode(

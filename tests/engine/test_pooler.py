@@ -1,0 +1,107 @@
+"""The pooler: passes by tokens, and vectors that do not depend on who shares a pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import invariants
+from tests.golden_cases import TINY, load_model
+from tests.pictures import mixed
+from vlmfx.checkpoint import Model
+from vlmfx.engine import pooler, runner
+from vlmfx.processing.inputs import ModelInputs
+from vlmfx.processing.prompt import prepare
+
+
+@pytest.fixture(params=TINY)
+def model(request: pytest.FixtureRequest) -> Model:
+    return load_model(TINY[request.param])
+
+
+def prepared(model: Model) -> list[ModelInputs]:
+    return [prepare(model.processor, item) for item in mixed(model)]
+
+
+def vectors(model: Model, requests: Any, **options: Any) -> torch.Tensor:
+    return torch.stack([vector for _, vector in pooler.run(model, requests, **options)])
+
+
+@pytest.mark.parametrize("kind", ["last", "mean", "cls"])
+def test_a_vector_is_the_pooled_states_of_its_prompt_alone(model, kind):
+    requests = prepared(model)
+    expected = []
+    with torch.no_grad():
+        for r in requests:
+            hidden = invariants.prompt_hidden(model, r).double()
+            row = {"last": hidden[-1], "cls": hidden[0], "mean": hidden.mean(0)}[kind]
+            expected.append(row / row.square().sum().sqrt())
+    mine = vectors(replace(model, pooling=kind), requests)
+    assert mine.dtype == torch.float32
+    torch.testing.assert_close(mine.double(), torch.stack(expected), atol=1e-6, rtol=0)
+
+
+@settings(deadline=None, max_examples=15)
+@given(order=st.permutations(range(7)), max_tokens=st.sampled_from([1, 40, 200, 10_000]))
+def test_batch_mates_never_show(order, max_tokens):
+    model = load_model(TINY["qwen2_vl"])
+    requests = prepared(model)
+    alone = torch.cat([vectors(model, [r]) for r in requests])
+    together = vectors(model, [requests[i] for i in order], max_tokens=max_tokens)
+    torch.testing.assert_close(together, alone[list(order)], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "expected"),
+    [(10, [[4, 6], [1, 5, 2], [30], [3]]), (100, [[4, 6, 1, 5, 2, 30, 3]]), (1, [[4], [6], [1], [5], [2], [30], [3]])],
+)
+def test_passes_hold_so_many_tokens(monkeypatch, max_tokens, expected):
+    model = load_model(TINY["llava"])
+    some = prepare(model.processor, {"prompt_token_ids": [5] * 30})
+    requests = [
+        replace(some, token_ids=some.token_ids[:n], positions=some.positions[:n], feature_index=some.feature_index[:n])
+        for n in (4, 6, 1, 5, 2, 30, 3)
+    ]
+    passes: list[list[int]] = []
+    pack = runner.pack
+
+    def counted(model, requests, max_lens):
+        passes.append(list(max_lens))
+        return pack(model, requests, max_lens)
+
+    monkeypatch.setattr(runner, "pack", counted)
+    outputs = list(pooler.run(model, requests, max_tokens=max_tokens))
+    assert passes == expected
+    assert [request for request, _ in outputs] == requests
+
+
+def test_requests_are_prepared_as_they_are_needed():
+    model = load_model(TINY["llava"])
+    taken = []
+
+    def requests():
+        for i in range(100):
+            taken.append(i)
+            yield prepare(model.processor, {"prompt_token_ids": [5 + i] * 4})
+
+    outputs = pooler.run(model, requests(), max_tokens=8)
+    next(outputs)
+    assert len(taken) == 3, "two for the first pass, and the one that did not fit"
+    assert sum(1 for _ in outputs) == 99
+
+
+def test_no_cache_is_made_and_no_gradient_kept(model, monkeypatch):
+    monkeypatch.setattr(runner, "allocate", lambda *args: pytest.fail("a cache was allocated"))
+    model = replace(model, params=torch.utils._pytree.tree_map(lambda t: t.clone().requires_grad_(), model.params))
+    for _, vector in pooler.run(model, prepared(model)[:2]):
+        assert not vector.requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_nothing_in_nothing_out():
+    assert list(pooler.run(load_model(TINY["llava"]), [])) == []

@@ -1,0 +1,65 @@
+"""The loop of embeddings: prompts go through the model a few at a time, without a cache, and each becomes one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from vlmfx.checkpoint import Model
+from vlmfx.engine import runner
+from vlmfx.errors import InvalidRequest
+from vlmfx.models.layers import Batch
+from vlmfx.models.pooling import normalize, pool
+from vlmfx.processing.inputs import ModelInputs
+
+MAX_TOKENS = 8192  # of one pass; a prompt that is longer has one to itself
+
+
+def check_dimensions(model: Model, dimensions: int | None) -> None:
+    """Raise InvalidRequest for a length that the model's embeddings cannot be cut to; None is all of it."""
+    most = model.config.text.hidden_size
+    if dimensions is not None and not (type(dimensions) is int and 1 <= dimensions <= most):
+        raise InvalidRequest(
+            "dimensions",
+            f"it is {repr(dimensions)[:40]}, expected a whole number from 1 to {most}; leave it out for all {most}.",
+            found=dimensions,
+            expected=most,
+        )
+
+
+@torch.no_grad()  # as a decorator: a `with` in a generator would hold for its caller, too
+def run(
+    model: Model, requests: Iterable[ModelInputs], *, dimensions: int | None = None, max_tokens: int = MAX_TOKENS
+) -> Iterator[tuple[ModelInputs, Tensor]]:
+    """(request, its unit vector (dimensions,) float32 on the CPU), in order.
+
+    Requests are taken as they are needed, so that their pixels need not all be in memory at once. Which of them share a pass is
+    decided by max_tokens alone, and does not change a vector beyond rounding."""
+    check_dimensions(model, dimensions)
+    for batch in _passes(requests, max_tokens):
+        yield from zip(batch, embed(model, batch, dimensions).cpu(), strict=True)
+
+
+def embed(model: Model, requests: list[ModelInputs], dimensions: int | None = None) -> Tensor:
+    """The unit vectors (n, dimensions) float32 of requests that go through the model in one pass."""
+    seq_lens = tuple(len(r.token_ids) for r in requests)
+    x, positions, extras = runner.pack(model, requests, seq_lens)
+    batch = Batch(seq_lens=seq_lens)
+    hidden, _ = model.functions.forward(model.params, model.config, x, positions, None, batch, extras)
+    return normalize(pool(hidden, seq_lens, model.pooling), dimensions)
+
+
+def _passes(requests: Iterable[ModelInputs], max_tokens: int) -> Iterator[list[ModelInputs]]:
+    """The requests in order, cut where the next would bring a pass above max_tokens."""
+    batch: list[ModelInputs] = []
+    num_tokens = 0
+    for request in requests:
+        if batch and num_tokens + len(request.token_ids) > max_tokens:
+            yield batch
+            batch, num_tokens = [], 0
+        batch.append(request)
+        num_tokens += len(request.token_ids)
+    if batch:
+        yield batch
