@@ -1,6 +1,6 @@
 """Writes docs/models.md from the code and the committed goldens: families, inputs, settings, and what each was verified against.
 
-    python scripts/models_page.py            # a test compares the committed page with what this writes"""
+Run `python scripts/models_page.py` after a change; a test compares the committed page with what this writes."""
 
 from __future__ import annotations
 

@@ -17,17 +17,23 @@ from vlmfx.models.layers import Batch
 from vlmfx.processing.inputs import ModelInputs
 
 
-def prompt_logits(model: Model, inputs: ModelInputs) -> Tensor:
-    """Logits (tokens, vocab) after every token of a prompt, without a cache."""
+def prompt_hidden(model: Model, inputs: ModelInputs) -> Tensor:
+    """Hidden states (tokens, hidden) after the final norm, of every token of a prompt, without a cache."""
     f = model.functions
     (features,) = runner.encode(model, [inputs])
     x = f.merge(model.params, model.config, torch.tensor(inputs.token_ids), features, inputs.feature_index)
     batch = Batch(seq_lens=(len(inputs.token_ids),))
     n = len(inputs.token_ids)
     extras = f.extras(model.config, [n], [n], n, features, inputs.feature_index)
+    hidden: Tensor
     hidden, cache = f.forward(model.params, model.config, x, inputs.positions, None, batch, extras)
     assert cache is None
-    logits: Tensor = f.logits(model.params, model.config, hidden)
+    return hidden
+
+
+def prompt_logits(model: Model, inputs: ModelInputs) -> Tensor:
+    """Logits (tokens, vocab) after every token of a prompt, without a cache."""
+    logits: Tensor = model.functions.logits(model.params, model.config, prompt_hidden(model, inputs))
     return logits
 
 

@@ -114,7 +114,11 @@ ANY_FAMILY: dict[str, tuple[Build, str, str]] = {
     ),
     "an unknown key": (lambda m: text(m, images=[1]), "prompt", r"unknown keys \['images'\]; use "),
     "keys of several types": (lambda m: text(m, **{"a": 1}) | {3: 4}, "prompt", r"unknown keys \['a', 3\]; use "),
-    "an unknown modality": (lambda m: text(m, multi_modal_data={"audio": 1}), "multi_modal_data", 'pass "image" only'),
+    "an unknown modality": (
+        lambda m: text(m, multi_modal_data={"audio": 1}),
+        "multi_modal_data",
+        'pass "image" and "video" only',
+    ),
     "images beside the dict": (
         lambda m: text(m, multi_modal_data=[picture(4, 4)]),
         "multi_modal_data",
@@ -150,7 +154,7 @@ ANY_FAMILY: dict[str, tuple[Build, str, str]] = {
     "a web address": (
         lambda m: message([{"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}]),
         r"messages[0].content[0]",
-        "scheme 'http' are not supported here yet; send a data: URL",
+        "its host has no public address; use a public host or send the file itself",
     ),
     "embeddings of another width": (
         lambda m: with_image(m, embeds(m, 36, 7)),

@@ -78,8 +78,37 @@ BAD: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
             **{"resample": (6, "x"), "image_mean": ([0.5] * 4,), "image_std": ([0.0] * 3, None)},
         },
     },
+    "qwen2_5_vl": {
+        CONFIG: {
+            "rope_scaling": ({"type": "yarn", "factor": 4}, {"type": "mrope"}),
+            **{VISION + key: SIZES for key in ("hidden_size", "intermediate_size", "depth", "window_size")},
+            **{VISION + "num_heads": (*SIZES, 3, 16), VISION + "out_hidden_size": (*SIZES, 64)},
+            **{VISION + "window_size": (27,), VISION + "hidden_act": ("gelu",)},
+            VISION + "fullatt_block_indexes": ([-1], ["1"], [1.0], [True], [1000]),
+            VISION + "tokens_per_second": ("2", 0, 2.5),
+        },
+        PREPROCESSOR: {"patch_size": (16,), "temporal_patch_size": (1,)},
+    },
+    "qwen3_vl": {
+        CONFIG: {
+            **{TEXT + key: SIZES for key in ("hidden_size", "num_hidden_layers", "vocab_size", "head_dim")},
+            **{TEXT + "num_key_value_heads": (*SIZES, 3), TEXT + "attention_bias": (True,), "image_token_id": (448,)},
+            TEXT + "rope_scaling.mrope_interleaved": (False, "no"),
+            TEXT + "rope_scaling.mrope_section": ([2, 2, 2], [4, 4], None),
+            TEXT + "rope_scaling.rope_type": ("yarn",),
+            TEXT + "rope_scaling": ({"rope_type": "default"},),
+            TEXT + "rms_norm_eps": (0, None),
+            **{VISION + "num_position_embeddings": (*SIZES, 35), VISION + "out_hidden_size": (*SIZES, 64)},
+            VISION + "deepstack_visual_indexes": ([3], [-1], [2, 0], [0, 0], ["0"], [True]),
+            **{VISION + "hidden_act": ("gelu",), VISION + "in_channels": (1,)},
+        },
+        PREPROCESSOR: {"patch_size": (14,), "merge_size": (1,)},
+    },
 }
-NAMES = {"in_chans": "in_channels", "rope_scaling": "mrope_section", "deep": "not readable JSON"}  # else the key's own
+NAMES = {  # else the key's own
+    **{"in_chans": "in_channels", "deep": "not readable JSON"},
+    **{"rope_scaling": "mrope_section|rope_scaling", "rope_type": "rope_scaling type"},
+}
 ALSO = {"num_heads": "num_heads|embed_dim", "hidden_size": "hidden_size|head_dim", "num_attention_heads": ".*heads"}
 CASES = [
     pytest.param(family, file, key, value, id=f"{family}-{key}-{str(value)[:30]!r}")

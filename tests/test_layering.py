@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # A name is a module of vlmfx or a package with all that is in it. Names on one line do not import each other, except
 # that "+" joins modules which work as one. ARCHITECTURE.md shows the same table.
 LAYERS = """
-cli + __main__
+cli + terminal + __main__
 server | llm
-engine | verify
+parity | doctor
+engine
 checkpoint + hub
 processing | compile
 models

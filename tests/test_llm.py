@@ -111,11 +111,12 @@ def test_decoding_over_the_cache_equals_recomputing(model, family):
 
 def test_what_a_row_held_before_does_not_show(model, family):
     """Embeddings that overflow make NaN of their own request's cache, and of nothing else."""
-    feature_rows = 36 if family == "llava" else 4
+    feature_rows = {"llava": 36, "minicpm_v": 64}.get(family, 4)
     hidden = model.config.text.hidden_size
     rows = torch.full((feature_rows, hidden), 3e38)
     rows[:, ::2] = -3e38
-    embeds = rows if family == "llava" else {"image_embeds": rows, "image_grid_thw": [[1, 4, 4]]}
+    where = {"image_size_list": [(50, 40)]} if family == "minicpm_v" else {"image_grid_thw": [[1, 4, 4]]}
+    embeds = rows if family == "llava" else {"image_embeds": rows, **where}
     bad = {"prompt": placeholder(model), "multi_modal_data": {"image": embeds}}
     for max_num_seqs in (1, 2, 16):
         prompts = [bad, *mixed(model)]
@@ -362,6 +363,14 @@ def test_ready_embeddings_answer_as_their_images(model, family):
     if family == "llava":
         per_image = list(rows.split(36))
         forms = [rows, torch.stack(per_image), per_image, [r[None] for r in per_image]]
+    elif family == "minicpm_v":
+        sizes, per_image = [image.size for image in images], list(rows.split(64))
+        forms = [
+            {"image_embeds": rows, "image_size_list": sizes},
+            {"image_embeds": torch.stack(per_image), "image_sizes": torch.tensor(sizes)},
+            {"image_embeds": per_image, "image_size_list": sizes},
+            [{"image_embeds": r, "image_size_list": [s]} for r, s in zip(per_image, sizes, strict=True)],
+        ]
     else:
         layouts = [model.processor.functions.layout(model.processor.config, (i.height, i.width)) for i in images]
         grids = [[1, layout.grid[1] * 2, layout.grid[2] * 2] for layout in layouts]
@@ -420,12 +429,17 @@ def test_mm_processor_kwargs(model, family):
         with pytest.raises(InvalidRequest, match='"max_pixels"; this model knows none'):
             llm.generate({**about(model, image), "mm_processor_kwargs": {"max_pixels": 100}})
         return
+    setting = {"max_pixels": 56 * 56}
+    if family == "minicpm_v":
+        image, setting = picture(640, 480), {"max_slice_nums": 1}
     small, plain = llm.generate(
-        [{**about(model, image), "mm_processor_kwargs": {"max_pixels": 56 * 56}}, about(model, image)],
+        [{**about(model, image), "mm_processor_kwargs": setting}, about(model, image)],
         greedy(2),
         use_tqdm=False,
     )
-    assert len(plain.prompt_token_ids) - len(small.prompt_token_ids) == 16 - 4
+    # In Qwen-VL a row is 28 pixels wide, in the last 32; in MiniCPM-V a picture is 64 rows between two marks.
+    rows = {"minicpm_v": (3 * 66, 66), "qwen2_vl": (16, 4), "qwen2_5_vl": (16, 4), "qwen3_vl": (9, 1)}[family]
+    assert len(plain.prompt_token_ids) - len(small.prompt_token_ids) == rows[0] - rows[1]
 
 
 def test_generate_takes_a_folder_a_model_and_an_llm(family, model):

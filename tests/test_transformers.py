@@ -24,8 +24,12 @@ NUM_TOKENS = 12
 
 @pytest.fixture(params=TINY)
 def family(request: pytest.FixtureRequest) -> str:
+    if request.param == "minicpm_v":
+        pytest.skip("transformers has no MiniCPM-V 2.6; its goldens come from the code published with the model")
     if request.param == "llava" and IS_OLD:
         pytest.skip("transformers below 4.52 cannot load the newer key names of this folder")
+    if request.param in ("qwen2_5_vl", "qwen3_vl") and IS_OLD:
+        pytest.skip("transformers below 4.52 lacks this family, or its nested config")
     return str(request.param)
 
 
@@ -42,7 +46,7 @@ def greedy(reference: Any, family: str, folder: Path, ids: list[int], images: li
     if images:
         pixels = references.image_processor(family, folder)(images, return_tensors="pt")
         inputs |= {name: torch.as_tensor(value) for name, value in pixels.items()}
-    if family == "qwen2_vl" and not IS_OLD:
+    if family.startswith("qwen") and not IS_OLD:
         inputs["mm_token_type_ids"] = (batch == reference.config.image_token_id).int()
     out = reference.generate(**inputs, max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None, temperature=None,
                              top_p=None, top_k=None)  # fmt: skip

@@ -13,21 +13,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlmfx.checkpoint import Model, load
+    from vlmfx.engine.embedding import (
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
+    )
     from vlmfx.engine.request import CompletionOutput, Logprob, RequestOutput, SamplingParams
     from vlmfx.errors import BatchError, CheckpointError, InvalidRequest, UnsupportedModel, VlmfxError
-    from vlmfx.llm import LLM, generate
+    from vlmfx.llm import LLM, count_tokens, embed, generate
+    from vlmfx.parity.verify import verify
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LLM": "vlmfx.llm",
     "generate": "vlmfx.llm",
+    "embed": "vlmfx.llm",
+    "count_tokens": "vlmfx.llm",
     "Model": "vlmfx.checkpoint",
     "load": "vlmfx.checkpoint",
     "SamplingParams": "vlmfx.engine.request",
     "RequestOutput": "vlmfx.engine.request",
     "CompletionOutput": "vlmfx.engine.request",
     "Logprob": "vlmfx.engine.request",
+    "EmbeddingOutput": "vlmfx.engine.embedding",
+    "EmbeddingRequestOutput": "vlmfx.engine.embedding",
+    "ScoringOutput": "vlmfx.engine.embedding",
+    "ScoringRequestOutput": "vlmfx.engine.embedding",
+    "verify": "vlmfx.parity.verify",
     "VlmfxError": "vlmfx.errors",
     "InvalidRequest": "vlmfx.errors",
     "BatchError": "vlmfx.errors",
@@ -40,16 +54,23 @@ __all__ = [
     "BatchError",
     "CheckpointError",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "InvalidRequest",
     "Logprob",
     "Model",
     "RequestOutput",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "UnsupportedModel",
     "VlmfxError",
     "__version__",
+    "count_tokens",
+    "embed",
     "generate",
     "load",
+    "verify",
 ]
 
 

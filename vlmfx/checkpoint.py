@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -19,9 +19,10 @@ from vlmfx import weights
 from vlmfx.device import DTYPES, resolve_device, resolve_dtype
 from vlmfx.errors import CheckpointError, InvalidRequest, UnsupportedModel
 from vlmfx.hub import resolve
-from vlmfx.models.validate import CONFIG, refuse
+from vlmfx.models.pooling import Pooling, stored_pooling
+from vlmfx.models.validate import CONFIG, PREPROCESSOR, one_of, refuse
 from vlmfx.processing.chat import load_chat_template
-from vlmfx.processing.prompt import Processor
+from vlmfx.processing.prompt import Processor, with_options
 from vlmfx.processing.tokenizer import Tokenizer
 from vlmfx.tree import Tree
 
@@ -29,7 +30,16 @@ from vlmfx.tree import Tree
 FAMILIES = {
     "LlavaForConditionalGeneration": "llava",
     "Qwen2VLForConditionalGeneration": "qwen2_vl",
+    "Phi3VForCausalLM": "phi3_v",
+    "MiniCPMV": "minicpm_v",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
 }
+
+
+MODULES = ("Transformer", "Pooling", "Normalize")  # of a sentence-transformers folder, what is implemented
+Task = Literal["generate", "embed"]
+TASKS: dict[str, Task] = {"generate": "generate", "auto": "generate", "embed": "embed", "embedding": "embed"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,11 +54,17 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     eos_token_ids: tuple[int, ...]
+    pooling: Pooling = "last"
 
     @property
     def max_model_len(self) -> int:
         """Tokens of prompt and answer together."""
         return self.processor.max_model_len
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there are logits: a model loaded for embeddings alone has none, unless its head is tied to its input."""
+        return self.config.text.tie_word_embeddings or "head" in self.params["text"]
 
 
 def load(
@@ -61,11 +77,15 @@ def load(
     revision: str | None = None,
     hf_token: str | bool | None = None,
     trust_remote_code: bool = False,
+    task: str = "generate",
+    limit_mm_per_prompt: Mapping[str, int] | str | None = None,
 ) -> Model:
     """The model in a folder, of a hub id, or "scenes", the shipped one.
 
-    trust_remote_code is accepted and never runs anything: every family is implemented here. Raises CheckpointError (or its kind
-    UnsupportedModel) with what is missing or does not fit."""
+    task: one of TASKS; for embeddings alone the output matrix is left out, which the folder then need not hold. trust_remote_code is
+    accepted and never runs anything: every family is implemented here. Raises CheckpointError (or its kind UnsupportedModel) with
+    what is missing or does not fit."""
+    task = resolve_task(task)
     folder = resolve(model, revision=revision, token=hf_token)
     hf = read_json(folder, "config.json")
     family = family_of(hf, str(model))
@@ -75,10 +95,18 @@ def load(
     compute_dtype = resolve_dtype(dtype, target, _stored_dtype(hf))
     # The weights last: they are what takes time, and a wrong option should be told at once.
     processor = load_processor(folder, family, config, max_model_len=max_model_len, chat_template=chat_template)
+    processor = with_options(processor, limit_mm_per_prompt, {})
     eos_token_ids = _eos_token_ids(folder, hf)
+    pooling = load_pooling(folder)
     specs = _parse(lambda hf: functions.param_specs(config), hf, folder)
+    unwanted = weights.source_names(specs["text"].pop("head", ())) if task == "embed" else set()
     files = WeightFiles(folder, functions.KEY_PREFIXES)
-    weights.check(specs, files.shapes, where=str(model), ignored=lambda name: functions.is_unused(config, name))
+    weights.check(
+        specs,
+        files.shapes,
+        where=str(model),
+        ignored=lambda name: name in unwanted or functions.is_unused(config, name),
+    )
     with files:
         params = weights.load(specs, files.read, dtype=compute_dtype, device=target)
     return Model(
@@ -90,7 +118,33 @@ def load(
         device=target,
         dtype=compute_dtype,
         eos_token_ids=eos_token_ids,
+        pooling=pooling,
     )
+
+
+def resolve_task(task: str) -> Task:
+    """The task of one of its names in TASKS. Raises InvalidRequest."""
+    if not isinstance(task, str) or task not in TASKS:
+        raise InvalidRequest(
+            "task", f"it is {str(task)[:40]!r}; use one of {', '.join(TASKS)}.", found=task, expected=tuple(TASKS)
+        )
+    return TASKS[task]
+
+
+def load_only_processor(
+    model: str | Path,
+    *,
+    max_model_len: int | None = None,
+    chat_template: str | Path | None = None,
+    revision: str | None = None,
+    hf_token: str | bool | None = None,
+) -> Processor:
+    """The processor of a folder, a hub id or "scenes"; no weight is read."""
+    folder = resolve(model, revision=revision, token=hf_token)
+    hf = read_json(folder, "config.json")
+    family = family_of(hf, str(model))
+    config = _parse(importlib.import_module(f"vlmfx.models.{family}").config, hf, folder)
+    return load_processor(folder, family, config, max_model_len=max_model_len, chat_template=chat_template)
 
 
 def load_processor(
@@ -106,7 +160,7 @@ def load_processor(
             found=max_model_len,
             expected=context,
         )
-    preprocessor = read_json(folder, "preprocessor_config.json", default={})
+    preprocessor = read_preprocessor(folder)
     tokenizer = Tokenizer.load(folder)
     return Processor(
         functions=functions,
@@ -116,6 +170,16 @@ def load_processor(
         vocab_size=config.text.vocab_size,
         max_model_len=max_model_len or context,
     )
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any]:
+    """preprocessor_config.json, with video_preprocessor_config.json as its "video_processor", {} where there is none.
+
+    Both may be parts of processor_config.json instead, as transformers 5 saves them."""
+    whole = read_json(folder, "processor_config.json", default={})
+    image = read_json(folder, PREPROCESSOR, default=whole.get("image_processor") or {})
+    video = read_json(folder, "video_preprocessor_config.json", default=whole.get("video_processor") or {})
+    return {**image, "video_processor": video}
 
 
 def family_of(hf: dict[str, Any], where: str) -> str:
@@ -132,20 +196,46 @@ def family_of(hf: dict[str, Any], where: str) -> str:
     )
 
 
+def load_pooling(folder: Path) -> Pooling:
+    """How the hidden states of a prompt become its embedding: as a sentence-transformers folder says, else the last token's.
+
+    Raises CheckpointError where modules.json names a step that is not implemented."""
+    at, is_there = "1_Pooling", (folder / "1_Pooling" / CONFIG).exists()
+    if (folder / "modules.json").exists():
+        steps = _read(folder, "modules.json")
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+            refuse("the file", steps, "a list of objects", file="modules.json")
+        for step in steps:
+            kind = one_of("type", str(step.get("type")).rpartition(".")[2], MODULES, file="modules.json")
+            if kind == "Pooling":
+                at, is_there = step.get("path"), True
+    if not is_there:
+        return "last"
+    if not isinstance(at, str) or not _is_plain_file_name(at):
+        refuse("path", at, "the name of a folder", file="modules.json")
+    return stored_pooling(read_json(folder, f"{at}/{CONFIG}"), f"{at}/{CONFIG}")
+
+
 def read_json(folder: Path, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
     """A JSON object from a model folder; `default` when the file is absent. Raises CheckpointError."""
     path = folder / name
     if not path.exists() and default is not None:
         return default
+    value = _read(folder, name)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: it holds a {type(value).__name__}, expected an object; copy the file again.")
+    return value
+
+
+def _read(folder: Path, name: str) -> Any:
+    """What a JSON file of a model folder holds."""
+    path = folder / name
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: there is no {name}; point to a folder in the Hugging Face layout.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: it is not readable JSON ({error}); copy the file again.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: it holds a {type(value).__name__}, expected an object; copy the file again.")
-    return value
 
 
 def published_name(key: str, key_prefixes: Sequence[tuple[str, str]]) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmfx import __version__
 from vlmfx.errors import InvalidRequest, VlmfxError
+
+if TYPE_CHECKING:
+    from vlmfx.engine.request import SamplingParams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +52,39 @@ def _parser() -> argparse.ArgumentParser:
     _add_loading(verb)
     verb.set_defaults(run=generate)
 
+    verb = verbs.add_parser("verify", help="compare a model with a reference, stage by stage")
+    verb.add_argument("model", help='folder, hub id, or "scenes"')
+    verb.add_argument("--golden", metavar="DIR", help="a golden case, or a folder of cases that name the model")
+    verb.add_argument("--against", choices=["transformers"], help="run this on the same folder")
+    verb.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; repeat for several")
+    verb.add_argument("--prompt", metavar="TEXT", help="what to ask; without it and --image, about a shipped picture")
+    verb.add_argument("--dtype", default="float32", help="of both sides: float32 (default), float16 or bfloat16")
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda or mlu")
+    verb.set_defaults(run=verify)
+
+    verb = verbs.add_parser("doctor", help="what runs on this machine, what does not, and what to do about it")
+    verb.add_argument("--json", action="store_true", help="print the checks as JSON")
+    verb.add_argument("--full", action="store_true", help="answer a question with the shipped model too")
+    verb.set_defaults(run=doctor)
+
+    verb = verbs.add_parser("embed", help="vectors of unit length, of images and texts")
+    verb.add_argument("--model", required=True, help="folder or hub id")
+    verb.add_argument("--text", action="append", default=[], help="follows the images; repeat for a vector each")
+    verb.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; repeat for several")
+    verb.add_argument("--dimensions", type=int, help="keep so many numbers of each vector")
+    verb.add_argument("--raw", action="store_true", help="take each text as a whole prompt, without the chat template")
+    verb.add_argument("-o", "--output", metavar="FILE", help=".npy or .safetensors; JSON on the terminal without it")
+    _add_loading(verb)
+    verb.set_defaults(run=embed)
+
+    verb = verbs.add_parser("chat", help="talk with a model about images")
+    verb.add_argument("--model", default="scenes", help='folder, hub id, or "scenes", the shipped model (default)')
+    verb.add_argument("--image", action="append", default=[], metavar="FILE", help="an image of the first message")
+    verb.add_argument("--system", metavar="TEXT", help="the system message")
+    _add_sampling(verb)
+    _add_loading(verb)
+    verb.set_defaults(run=talk)
+
     verb = verbs.add_parser("demo", help="ask the shipped model about a shipped picture")
     verb.set_defaults(run=demo)
     return parser
@@ -71,34 +108,34 @@ def _add_loading(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--chat-template", metavar="FILE")
     verb.add_argument("--revision")
     verb.add_argument("--trust-remote-code", action="store_true", help="accepted; no remote code is ever run")
+    verb.add_argument(
+        "--limit-mm-per-prompt",
+        action="append",
+        metavar="image=N,...",
+        help='the most images and videos a prompt may hold; repeat, separate by commas, or give JSON ({"image": 2})',
+    )
+    verb.add_argument(
+        "--allowed-local-media-path", metavar="DIR", help="file: URLs may lie below it; by default none may"
+    )
+    verb.add_argument("--allowed-media-domains", metavar="HOST,...", help="the only hosts to fetch from")
+    verb.add_argument("--private-media-hosts", metavar="HOST[:PORT],...", help="hosts that may have a private address")
+
+
+def _loading(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of LLM that `_add_loading` asks for."""
+    names = (
+        "dtype", "device", "max_model_len", "chat_template", "revision", "trust_remote_code", "limit_mm_per_prompt",
+        "allowed_local_media_path", "allowed_media_domains", "private_media_hosts",
+    )  # fmt: skip
+    return {name: getattr(args, name) for name in names}
 
 
 def generate(args: argparse.Namespace) -> int:
     """`vlmfx generate`: the answer, streamed to the terminal."""
-    from vlmfx.engine.request import SamplingParams
     from vlmfx.llm import LLM
 
-    drawing = {
-        name: getattr(args, name) for name in ("top_p", "top_k", "min_p", "seed") if getattr(args, name) is not None
-    }
-    if drawing and not args.temperature:
-        raise InvalidRequest("temperature", f"{', '.join(drawing)} without it changes nothing; add --temperature 1.")
-    params = SamplingParams(
-        temperature=args.temperature or 0.0,
-        stop=args.stop,
-        max_tokens=args.max_tokens,
-        ignore_eos=args.ignore_eos,
-        **drawing,
-    )
-    llm = LLM(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        max_model_len=args.max_model_len,
-        chat_template=args.chat_template,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-    )
+    params = _sampling(args)
+    llm = LLM(args.model, **_loading(args))
     prompt: dict[str, Any] = (
         {"prompt": args.question, "multi_modal_data": {"image": args.image}}
         if args.raw
@@ -107,6 +144,64 @@ def generate(args: argparse.Namespace) -> int:
     llm.generate(prompt, params, on_text=lambda number, text: print(text, end="", flush=True))
     print()
     return 0
+
+
+def embed(args: argparse.Namespace) -> int:
+    """`vlmfx embed`: the vectors as a list of lists in JSON, or in a file: an array in .npy, "embeddings" in .safetensors."""
+    import numpy as np
+    from safetensors.torch import save_file
+
+    from vlmfx.llm import LLM
+    from vlmfx.llm import embed as vectors_of
+
+    kind = Path(args.output).suffix if args.output else ""
+    if kind not in ("", ".npy", ".safetensors") or (args.output and not kind):
+        raise InvalidRequest("output", f"{args.output!r} ends in neither .npy nor .safetensors; name such a file.")
+    if not args.text and (args.raw or not args.image):
+        raise InvalidRequest("text", "there is nothing to embed; add --text, or --image without --raw.")
+    prompts: list[dict[str, Any]] = [
+        {"prompt": text, "multi_modal_data": {"image": args.image}} if args.raw else chat(args.image, text)
+        for text in args.text or [None]
+    ]
+    llm = LLM(args.model, task="embed", **_loading(args))
+    vectors = vectors_of(llm, prompts[0] if len(prompts) == 1 else prompts, args.dimensions)
+    try:
+        if kind == ".npy":
+            np.save(args.output, vectors.numpy())
+        elif kind:
+            save_file({"embeddings": vectors}, args.output)
+    except Exception as error:  # OSError, and safetensors' own
+        raise InvalidRequest("output", f"{args.output} cannot be written ({error}); name another file.") from error
+    if not kind:
+        print(json.dumps(vectors.tolist()))
+    return 0
+
+
+def talk(args: argparse.Namespace) -> int:
+    """`vlmfx chat`: a conversation on the terminal."""
+    from vlmfx.llm import LLM
+    from vlmfx.terminal import converse
+
+    params = _sampling(args)
+    return converse(LLM(args.model, **_loading(args)), params, system=args.system, images=args.image)
+
+
+def _sampling(args: argparse.Namespace) -> SamplingParams:
+    """The sampling that the options of `_add_sampling` ask for: greedy without a temperature."""
+    from vlmfx.engine.request import SamplingParams
+
+    drawing = {
+        name: getattr(args, name) for name in ("top_p", "top_k", "min_p", "seed") if getattr(args, name) is not None
+    }
+    if drawing and not args.temperature:
+        raise InvalidRequest("temperature", f"{', '.join(drawing)} without it changes nothing; add --temperature 1.")
+    return SamplingParams(
+        temperature=args.temperature or 0.0,
+        stop=args.stop,
+        max_tokens=args.max_tokens,
+        ignore_eos=args.ignore_eos,
+        **drawing,
+    )
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -132,7 +227,32 @@ def demo(args: argparse.Namespace) -> int:
     return 0
 
 
-def chat(images: Sequence[str], question: str) -> dict[str, Any]:
-    """A prompt of one user message: the images, then the question."""
+def verify(args: argparse.Namespace) -> int:
+    """`vlmfx verify`: the table of stages; 1 where one departs."""
+    from vlmfx.parity.verify import verify
+
+    report = verify(
+        args.model,
+        golden=args.golden,
+        against=args.against,
+        images=args.image,
+        prompt=args.prompt,
+        dtype=args.dtype,
+        device=args.device,
+    )
+    print(report)
+    return 0 if report.is_ok else 1
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """`vlmfx doctor`: a line a check; 1 where something is broken."""
+    from vlmfx.doctor import main
+
+    return main(is_full=args.full, as_json=args.json)
+
+
+def chat(images: Sequence[str], text: str | None) -> dict[str, Any]:
+    """A prompt of one user message: the images, then the text."""
     parts = [{"type": "image", "image": path} for path in images]
-    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]}
+    parts += [{"type": "text", "text": text}] if text is not None else []
+    return {"messages": [{"role": "user", "content": parts}]}

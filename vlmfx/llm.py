@@ -1,34 +1,41 @@
-"""LLM and generate: prompts in, texts out, with the names and results that vLLM's users know."""
+"""LLM, generate and embed: prompts in, texts or vectors out, with the names and results that vLLM's users know."""
 
 from __future__ import annotations
 
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from vlmfx import checkpoint
 from vlmfx.checkpoint import Model
-from vlmfx.engine import engine
+from vlmfx.engine import engine, pooler
+from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput, ScoringRequestOutput, score_of
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.errors import BatchError, InternalError, InvalidRequest, VlmfxError
-from vlmfx.processing.prompt import prepare
+from vlmfx.processing.inputs import ModelInputs
+from vlmfx.processing.limits import limits_of
+from vlmfx.processing.media import MediaPolicy
+from vlmfx.processing.prompt import count_tokens as prompt_count
+from vlmfx.processing.prompt import prepare, with_options
 
 log = logging.getLogger("vlmfx")
 
 OnError = Literal["return", "raise"]
+Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput, ScoringRequestOutput)
 # Arguments of vLLM's that are known and not to be had yet, with the one value that asks for nothing.
 NOT_YET = {
     "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1,
     "quantization": None,
-    "task": "generate",
     "enable_lora": False,
 }
 
@@ -37,7 +44,11 @@ class LLM:
     """A loaded model and what it needs to answer.
 
     model: a folder, a hub id, "scenes" (shipped) or a Model. Options as in vLLM: dtype, device, max_model_len, max_num_seqs,
-    chat_template, revision, trust_remote_code. Raises CheckpointError, DeviceError, or InvalidRequest for an option."""
+    chat_template, revision, trust_remote_code, limit_mm_per_prompt ({"image": 2}), media_io_kwargs ({"video": {"num_frames": 8}}, or
+    "fps": how video files are sampled, 32 frames by default; a prompt may say it too), allowed_local_media_path (the folder that file:
+    URLs may lie in; by default there is none), allowed_media_domains, and private_media_hosts (hosts with a private address that
+    URLs may name; by default none); task is "generate", or "embed" (also "embedding") for embed and score. Raises
+    CheckpointError, DeviceError, or InvalidRequest for an option."""
 
     def __init__(
         self,
@@ -50,7 +61,13 @@ class LLM:
         chat_template: str | Path | None = None,
         revision: str | None = None,
         hf_token: str | bool | None = None,
+        limit_mm_per_prompt: Mapping[str, int] | str | None = None,
+        media_io_kwargs: Mapping[str, Any] | None = None,
+        allowed_local_media_path: str | Path | None = None,
+        allowed_media_domains: Sequence[str] | None = None,
+        private_media_hosts: Sequence[str] | None = None,
         trust_remote_code: bool = False,
+        task: str = "generate",
         **others: Any,
     ) -> None:
         for name, value in others.items():
@@ -67,17 +84,34 @@ class LLM:
             raise InvalidRequest(
                 "max_num_seqs", f"it is {max_num_seqs!r}; use a whole number of 1 or more.", found=max_num_seqs
             )
+        self.task = checkpoint.resolve_task(task)
+        media: dict[str, Any] = {
+            "allowed_local_media_path": allowed_local_media_path, "allowed_media_domains": allowed_media_domains,
+            "private_media_hosts": private_media_hosts,
+        }  # fmt: skip
         loading: dict[str, Any] = {
             "dtype": dtype, "device": device, "max_model_len": max_model_len, "chat_template": chat_template, "revision": revision,
             "hf_token": hf_token,
         }  # fmt: skip
+        media = {name: value for name, value in media.items() if value is not None}
+        MediaPolicy(**media)  # what is wrong in these shows before the model is loaded
+        limits_of(limit_mm_per_prompt)
         if isinstance(model, Model):
             given = [name for name, value in loading.items() if value not in (None, "auto")]
             if given:
                 raise InvalidRequest(given[0], "the model is loaded already; pass it to vlmfx.load instead.")
+            if self.task == "generate" and not model.has_head:
+                raise InvalidRequest(
+                    "task",
+                    'the model was loaded for "embed", without its output matrix; pass task="embed".',
+                    found=task,
+                )
             self.model = model
         else:
-            self.model = checkpoint.load(model, trust_remote_code=trust_remote_code, **loading)
+            self.model = checkpoint.load(model, trust_remote_code=trust_remote_code, task=self.task, **loading)
+        if media or limit_mm_per_prompt is not None or media_io_kwargs is not None:
+            processor = with_options(self.model.processor, limit_mm_per_prompt, media, media_io_kwargs)
+            self.model = replace(self.model, processor=processor)
         self.max_num_seqs = max_num_seqs
 
     def generate(
@@ -96,8 +130,8 @@ class LLM:
         on_text(number, text) is called with new text of each prompt as it comes. A single prompt that is wrong raises
         InvalidRequest. In a list its place holds a result with `error` set and the others finish; with on_error="raise" a
         BatchError follows that carries all outputs."""
-        if on_error not in ("return", "raise"):
-            raise InvalidRequest("on_error", f'it is {on_error!r}; use "return" or "raise".', found=on_error)
+        self._check_task("generate", "generate")
+        _check_on_error(on_error)
         is_single = not isinstance(prompts, (list, tuple))
         items = [prompts] if is_single else list(prompts)
         params = _params_for(items, sampling_params)
@@ -118,14 +152,118 @@ class LLM:
             outputs, total=len(requests), desc="generate", unit="prompt", disable=not use_tqdm or len(items) < 2
         ):
             results[int(output.request_id)] = output
-        done = [r for r in results if r is not None]
-        failed = [r for r in done if r.error is not None]
-        if failed:
-            message = f"{len(failed)} of {len(done)} prompts failed; the first: {failed[0].error}"
-            if on_error == "raise":
-                raise BatchError(message, done)
-            warnings.warn(message, stacklevel=2)
-        return done
+        return _reported([r for r in results if r is not None], on_error)
+
+    def chat(
+        self,
+        messages: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | Path | None = None,
+        chat_template_content_format: Literal["auto", "string", "openai"] = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        mm_processor_kwargs: dict[str, Any] | None = None,
+        media_io_kwargs: dict[str, Any] | None = None,
+        on_error: OnError = "return",
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[RequestOutput]:
+        """One RequestOutput a conversation: of a list of messages, or of a list of such lists.
+
+        A message is {"role", "content"}, its content a text or a list of parts: {"type": "text", "text"}, {"type": "image_url",
+        "image_url": {"url"}} (data:, http, https, file), {"type": "image", "image"}, {"type": "image_embeds", "image_embeds"},
+        {"type": "video", "video"}, {"type": "video_url", "video_url": {"url"}}. chat_template (a Jinja text, a file or a shipped
+        one's name) stands in for the checkpoint's. continue_final_message ends the prompt inside the last message; set
+        add_generation_prompt=False with it. chat_template_kwargs and tools reach the template. The rest is as in `generate`."""
+        options: dict[str, Any] = {
+            "chat_template": chat_template,
+            "chat_template_content_format": chat_template_content_format,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "chat_template_kwargs": {"tools": tools, **(chat_template_kwargs or {})} if tools else chat_template_kwargs,
+            "mm_processor_kwargs": mm_processor_kwargs,
+            "media_io_kwargs": media_io_kwargs,
+        }
+        is_list = isinstance(messages, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in messages)
+        conversations = messages if is_list else [messages]
+        prompts = [
+            {"messages": [] if c is None else c, **options} for c in conversations
+        ]  # a key with None is as if absent
+        return self.generate(
+            prompts if is_list else prompts[0], sampling_params, use_tqdm=use_tqdm, on_error=on_error, on_text=on_text
+        )
+
+    def embed(
+        self, prompts: Any, *, dimensions: int | None = None, use_tqdm: bool = True, on_error: OnError = "return"
+    ) -> list[EmbeddingRequestOutput]:
+        """One EmbeddingRequestOutput a prompt, in order: a vector of unit length, from the hidden states after the final norm.
+
+        prompts, on_error and what a wrong prompt does are as in `generate`. dimensions: only so many of a vector's first numbers are
+        kept, before it is brought to unit length (matryoshka embeddings). Needs task="embed"."""
+        _check_on_error(on_error)
+        is_single = not isinstance(prompts, (list, tuple))
+        items = [prompts] if is_single else list(prompts)
+        return _reported(self._embed(items, is_single, dimensions, use_tqdm), on_error)
+
+    def score(
+        self, text_1: Any, text_2: Any, *, use_tqdm: bool = True, on_error: OnError = "return"
+    ) -> list[ScoringRequestOutput]:
+        """The cosine of two prompts' embeddings: of one with each of several, or of two equally long lists pair by pair.
+
+        Prompts are as in `generate`. Where one of a pair is wrong its score is not a number and its `error` set. Needs task="embed"."""
+        _check_on_error(on_error)
+        sides = [list(side) if isinstance(side, (list, tuple)) else [side] for side in (text_1, text_2)]
+        num_first, num_second = map(len, sides)
+        if num_first not in (1, num_second):
+            raise InvalidRequest(
+                "text_1",
+                f"{num_first} were given for {num_second} of text_2; give one for all, or as many.",
+                found=num_first,
+                expected=num_second,
+            )
+        is_single = not isinstance(text_1, (list, tuple)) and not isinstance(text_2, (list, tuple))
+        outputs = self._embed([*sides[0], *sides[1]], is_single, None, use_tqdm)
+        first = outputs[:num_first] if num_first == num_second else outputs[:1] * num_second
+        pairs = zip(first, outputs[num_first:], strict=True)
+        return _reported([score_of(a, b) for a, b in pairs], on_error)
+
+    def _embed(
+        self, items: list[Any], is_single: bool, dimensions: int | None, use_tqdm: bool
+    ) -> list[EmbeddingRequestOutput]:
+        """The embedding of each item, or the error it failed by, which is raised where is_single."""
+        self._check_task("embed", "embed and score")
+        results: dict[int, EmbeddingRequestOutput] = {}
+        waiting: deque[int] = deque()  # numbers of the prompts that the pooler has taken and not given back
+
+        def prepared() -> Iterator[ModelInputs]:
+            for number, item in enumerate(items):
+                try:
+                    inputs = prepare(self.model.processor, item)
+                except Exception as error:
+                    failure = _as_vlmfx_error(error)
+                    if is_single:
+                        raise failure from failure.__cause__
+                    results[number] = EmbeddingRequestOutput.failed(str(number), failure)
+                else:
+                    waiting.append(number)
+                    yield inputs
+
+        vectors = pooler.run(self.model, prepared(), dimensions=dimensions)
+        for inputs, vector in tqdm(
+            vectors, total=len(items), desc="embed", unit="prompt", disable=not use_tqdm or len(items) < 2
+        ):
+            number = waiting.popleft()
+            output = EmbeddingOutput(embedding=vector.tolist())
+            results[number] = EmbeddingRequestOutput(str(number), output, inputs.token_ids)
+        return [results[number] for number in range(len(items))]
+
+    def _check_task(self, needed: str, verbs: str) -> None:
+        if self.task != needed:
+            message = f'the LLM was made for "{self.task}"; make one with task="{needed}" to {verbs}.'
+            raise InvalidRequest("task", message, found=self.task, expected=needed)
 
 
 def generate(
@@ -150,6 +288,41 @@ def generate(
     return llm.generate(prompts, sampling_params, use_tqdm=use_tqdm, on_error=on_error, on_text=on_text)
 
 
+def embed(
+    model: str | Path | Model | LLM,
+    prompts: Any,
+    dimensions: int | None = None,
+    *,
+    use_tqdm: bool = True,
+    **options: Any,
+) -> torch.Tensor:
+    """The embeddings of one prompt or a list of them, (n, dimensions or hidden) float32 on the CPU, each row of unit length.
+
+    prompts, model and options are as in `generate`; dimensions as in `LLM.embed`. A wrong prompt in a list raises BatchError once the
+    others are done, whose outputs are those of `LLM.embed`: a row of a matrix could not say that it failed."""
+    if isinstance(model, LLM):
+        if options:
+            raise InvalidRequest(next(iter(options)), "the LLM is built already; pass the option to LLM instead.")
+        llm = model
+    else:
+        if not isinstance(model, Model):
+            log.info("embed loads %s on each call; keep vlmfx.LLM(...) or vlmfx.load(...) to load it once", model)
+        llm = LLM(model, **{"task": "embed", **options})
+    outputs = llm.embed(prompts, dimensions=dimensions, use_tqdm=use_tqdm, on_error="raise")
+    width = dimensions or llm.model.config.text.hidden_size
+    return torch.tensor([o.outputs.embedding for o in outputs], dtype=torch.float32).reshape(-1, width)
+
+
+def count_tokens(model: str | Path | Model | LLM, prompt: Any, **options: Any) -> int:
+    """Tokens of a prompt in any form that `generate` takes, or of a list of chat messages; image headers are read, no pixel is decoded.
+
+    A name loads the processor on each call, not the weights. Raises InvalidRequest as `generate` would."""
+    loaded = model.model if isinstance(model, LLM) else model
+    processor = loaded.processor if isinstance(loaded, Model) else checkpoint.load_only_processor(loaded, **options)
+    is_conversation = isinstance(prompt, list) and prompt and isinstance(prompt[0], dict) and "role" in prompt[0]
+    return prompt_count(processor, {"messages": prompt} if is_conversation else prompt)
+
+
 def _params_for(items: list[Any], given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
     if given is None:
         return [SamplingParams.greedy()] * len(items)
@@ -168,6 +341,22 @@ def _params_for(items: list[Any], given: SamplingParams | Sequence[SamplingParam
             expected=len(items),
         )
     return params
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("return", "raise"):
+        raise InvalidRequest("on_error", f'it is {on_error!r}; use "return" or "raise".', found=on_error)
+
+
+def _reported(outputs: list[Output], on_error: OnError) -> list[Output]:
+    """The outputs, after one warning where some failed; or the BatchError that carries them."""
+    failed = [output for output in outputs if output.error is not None]
+    if failed:
+        message = f"{len(failed)} of {len(outputs)} prompts failed; the first: {failed[0].error}"
+        if on_error == "raise":
+            raise BatchError(message, outputs)
+        warnings.warn(message, stacklevel=3)
+    return outputs
 
 
 def _as_vlmfx_error(error: Exception) -> VlmfxError:

@@ -1,0 +1,87 @@
+"""A conversation on the terminal: a line is a message, the answer streams, and the history stays."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from vlmfx.engine.request import SamplingParams
+from vlmfx.errors import VlmfxError
+from vlmfx.llm import LLM
+from vlmfx.processing.images import image_size
+from vlmfx.processing.media import load
+from vlmfx.processing.messages import Media
+
+HELP = "a line is a message; /image FILE or URL adds a picture to the next one, /new forgets all, /quit or end of file ends"
+
+
+def converse(llm: LLM, params: SamplingParams, *, system: str | None = None, images: Sequence[str] = ()) -> int:
+    """Runs until /quit or the end of stdin, and returns 0; images go with the first message.
+
+    A message that fails, or whose answer is interrupted, is not kept. What is said about the conversation goes to stderr."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        _edit_lines()
+        _say(HELP)
+    opening: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    history = list(opening)
+    pictures = [_picture(llm, path) for path in images]
+    while True:
+        try:
+            line = input("> " if is_terminal else "").strip()
+        except EOFError:
+            if is_terminal:
+                print()
+            return 0
+        command, _, rest = line.partition(" ")
+        if command == "/quit":
+            return 0
+        if command == "/new":
+            history, pictures = list(opening), []
+        elif command == "/image":
+            try:
+                pictures.append(_picture(llm, rest.strip()))
+            except VlmfxError as error:
+                _say(str(error))
+        elif command.startswith("/"):
+            _say(HELP)
+        elif line:
+            message = {"role": "user", "content": [*pictures, {"type": "text", "text": line}]}
+            answer = _answer(llm, [*history, message], params)
+            if answer is not None:
+                history += [message, {"role": "assistant", "content": answer}]
+            pictures = []
+
+
+def _answer(llm: LLM, messages: list[dict[str, Any]], params: SamplingParams) -> str | None:
+    """The answer, streamed to stdout; None where there is none."""
+    try:
+        (output,) = llm.chat(messages, params, on_text=lambda number, text: print(text, end="", flush=True))
+    except VlmfxError as error:
+        _say(str(error))
+        return None
+    except KeyboardInterrupt:
+        print()
+        _say("interrupted; the message is forgotten")
+        return None
+    print()
+    return output.outputs[0].text
+
+
+def _picture(llm: LLM, source: str) -> dict[str, Any]:
+    """The part of a picture, looked at now so that a wrong name shows at once; a URL is fetched this one time."""
+    value = load(Media("image", source, "image"), llm.model.processor.media)
+    image_size(value, field="image")
+    return {"type": "image", "image": value}
+
+
+def _edit_lines() -> None:
+    """Arrow keys and history for input(), where Python has readline."""
+    with suppress(ImportError):
+        import readline  # noqa: F401
+
+
+def _say(text: str) -> None:
+    print(f"vlmfx: {text}", file=sys.stderr)
