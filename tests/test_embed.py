@@ -54,7 +54,10 @@ def states_of_transformers(family: str, ids: list[int], images: list[Any]) -> Te
     if images:
         pixels = references.image_processor(family, TINY[family])(images, return_tensors="pt")
         inputs |= {key: torch.as_tensor(value) for key, value in pixels.items()}
-    if family == "qwen2_vl" and not is_old:
+    if family == "qwen2_vl" and is_old:  # its plain forward counts positions as for text
+        grid = inputs.get("image_grid_thw")
+        inputs["position_ids"] = reference.get_rope_index(batch, grid, attention_mask=inputs["attention_mask"])[0]
+    elif family == "qwen2_vl":
         inputs["mm_token_type_ids"] = (batch == reference.config.image_token_id).int()
     states: Tensor = reference(**inputs, output_hidden_states=True).hidden_states[-1][0]
     return states.double()

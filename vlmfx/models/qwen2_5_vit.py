@@ -100,7 +100,7 @@ def _block_specs(cfg: Qwen25VitConfig, at: str) -> Tree:
 def tower(params: Tree, cfg: Qwen25VitConfig, patches: Tensor, inputs: VisionInputs) -> Tensor:
     """Normalised patches (P, in_channels·T·p·p) → the last block's output (P, hidden), both in the order of the windows."""
     x = F.linear(patches, params["patch"])
-    table = rope_2d(cfg.hidden_size // cfg.num_heads, inputs.position_ids, x.dtype)
+    table = rope_2d(cfg.hidden_size // cfg.num_heads, inputs.position_ids)
     for i, p in enumerate(params["blocks"]):
         x = _block(p, cfg, x, inputs.seq_lens if i in cfg.full_layers else inputs.window_lens, table)
     return x

@@ -122,7 +122,7 @@ def tower(
 ) -> Tensor:
     """Normalised patches (P, in_channels·T·p·p) → the last block's output (P, hidden); each frame is one segment."""
     x = F.linear(patches, params["patch"])
-    table = rope_2d(cfg.hidden_size // cfg.num_heads, position_ids, x.dtype)
+    table = rope_2d(cfg.hidden_size // cfg.num_heads, position_ids)
     for p in params["blocks"]:
         x = block(p, cfg, x, quick_gelu, seq_lens, table)
     return x

@@ -109,7 +109,7 @@ def tower(params: Tree, cfg: Qwen3VitConfig, patches: Tensor, inputs: VisionInpu
     assert inputs.position_weights is not None, "processing says how learned positions are mixed"
     learned = F.embedding(inputs.position_ids[:, 2:], params["position"]) * inputs.position_weights[..., None]
     x = x + learned.sum(1).to(x.dtype)
-    table = rope_2d(cfg.hidden_size // cfg.num_heads, inputs.position_ids[:, :2], x.dtype)
+    table = rope_2d(cfg.hidden_size // cfg.num_heads, inputs.position_ids[:, :2])
     kept = []
     for i, p in enumerate(params["blocks"]):
         x = block(p, cfg, x, ACTIVATIONS[ACTIVATION], inputs.seq_lens, table)

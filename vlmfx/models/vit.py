@@ -79,7 +79,7 @@ def attention(p: Tree, h: Tensor, num_heads: int, seq_lens: tuple[int, ...], tab
     return linear(p["out"], vision_attention(q, k, v, seq_lens, head_dim**-0.5).reshape(n, -1))
 
 
-def rope_2d(head_dim: int, position_ids: Tensor, dtype: torch.dtype) -> RotaryTable:
+def rope_2d(head_dim: int, position_ids: Tensor) -> RotaryTable:
     """position_ids (patches, 2), row and column: half of the frequencies turn with the row, half with the column."""
     inv = inverse_frequencies(head_dim // 2, 10000.0, position_ids.device)
-    return rotary_table((position_ids[..., None].float() * inv).flatten(1), dtype)
+    return rotary_table((position_ids[..., None].float() * inv).flatten(1), torch.float32)

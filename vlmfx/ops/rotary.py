@@ -26,11 +26,14 @@ def rotary(x: Tensor, table: RotaryTable) -> Tensor:
     """x (tokens, heads, head_dim) with dimension i turned against i + head_dim/2 by the token's angle.
 
     x·cos + rotate_half(x)·sin, where rotate_half([a, b]) = [-b, a] is a roll by half once sin carries the sign."""
-    return torch.addcmul(x * table.cos, x.roll(x.shape[-1] // 2, -1), table.sin)
+    turned = torch.addcmul(x * table.cos, x.roll(x.shape[-1] // 2, -1), table.sin)
+    return turned.to(x.dtype)
 
 
 def inverse_frequencies(dim: int, theta: float, device: torch.device, factors: Sequence[float] | None = None) -> Tensor:
     """theta^(-2i/dim) for i < dim/2, float32: the angle a position adds to each pair, which a factor a pair may divide."""
     periods = theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
     # Multiplied before the division, as in the references: another rounding is 3e-4 of a turn's cosine at position 131,071.
-    return 1.0 / (periods if factors is None else periods.new_tensor(factors) * periods)
+    if factors is not None:
+        periods = torch.tensor(factors, dtype=torch.float32, device=device) * periods
+    return 1.0 / periods
