@@ -80,7 +80,7 @@ def run_vlmfx(model: Model, batch: Sequence[Question], num_tokens: int) -> Timin
     inputs = [prepare(model.processor, {"messages": q.messages}) for q in batch]
     prepared = time.perf_counter()
     params = SamplingParams.greedy(max_tokens=num_tokens, ignore_eos=True)
-    requests = [Request(number=i, inputs=one, params=params, arrival=prepared) for i, one in enumerate(inputs)]
+    requests = [Request.ready(i, one, params, prepared) for i, one in enumerate(inputs)]
     outputs = sorted(engine.run(model, requests, max_num_seqs=len(batch)), key=lambda o: int(o.request_id))
     total = time.perf_counter() - prepared
     metrics = outputs[0].metrics

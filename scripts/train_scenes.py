@@ -31,13 +31,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlmfx import weights
-from vlmfx.checkpoint import WeightFiles, load_processor
+from vlmfx.checkpoint import load_processor
 from vlmfx.models import qwen2_vl
 from vlmfx.models.layers import Batch
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.patches import pack_patches
 from vlmfx.processing import qwen2_vl as processing
 from vlmfx.tree import Tree, items, leaves, tree_map
+from vlmfx.weight_files import WeightFiles
 
 CORPUS_SAMPLES = 4000
 MAX_SKIPPED = 40

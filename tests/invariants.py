@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -95,6 +96,9 @@ def greedy_through_cache(model: Model, requests: Sequence[ModelInputs], n: int, 
 
 
 def is_one_sentence(error: Exception) -> bool:
-    """Whether a message is one line that ends in a full stop and says, after a semicolon or comma, what to do."""
+    """Whether a message is one line, one sentence, says after a semicolon or comma what to do, and tells nothing of the process."""
     message = str(error)
-    return message.endswith(".") and "\n" not in message and ("; " in message or ", " in message)
+    inside = re.sub(r"\b(e\.g|i\.e|etc)\. ", "", message[:-1])
+    leaks = re.search(r"0x[0-9a-f]{6,}|Errno|<[^<>]* object|<_io\.", message)
+    is_single = "\n" not in message and ". " not in inside and leaks is None
+    return message.endswith(".") and not message.endswith("..") and is_single and ("; " in message or ", " in message)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests import invariants
-from tests.golden_cases import TINY, load_model
+from tests.golden_cases import EVERY, TINY, load_model
 from tests.pictures import about, encoded, mixed, picture, placeholder
 from vlmfx import LLM, InvalidRequest, SamplingParams
 from vlmfx.checkpoint import Model
@@ -54,6 +54,27 @@ def text(model: Model, **keys: Any) -> dict[str, Any]:
 
 def message(content: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}]}
+
+
+HUGE = 10**5000  # more digits than str() gives
+
+
+class Mute:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+def deep(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def itself() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
 
 
 Build = Callable[[Model], Any]
@@ -143,8 +164,58 @@ ANY_FAMILY: dict[str, tuple[Build, str, str]] = {
         r"it holds \[1, 2\]; use integers",
     ),
     "an id alone": (lambda m: {"prompt_token_ids": 5}, "prompt_token_ids", "it is a int; pass a list"),
-    "an unknown setting": (lambda m: text(m, mm_processor_kwargs={"crops": 1}), "mm_processor_kwargs", '"crops"; this'),
+    "an unknown setting": (lambda m: text(m, mm_processor_kwargs={"crops": 1}), "mm_processor_kwargs", "'crops'; this"),
     "settings that are no dict": (lambda m: text(m, mm_processor_kwargs=[1]), "mm_processor_kwargs", "pass a dict"),
+    "an unknown setting of 5001 digits": (
+        lambda m: text(m, mm_processor_kwargs={HUGE: 1}),
+        "mm_processor_kwargs",
+        "this model knows",
+    ),
+    "an unknown key of 5001 digits": (lambda m: text(m) | {HUGE: 1}, "prompt", "unknown keys .*; use"),
+    "an unknown modality of 5001 digits": (
+        lambda m: text(m, multi_modal_data={HUGE: 1}),
+        "multi_modal_data",
+        'pass "image" and "video" only',
+    ),
+    "an id of 5001 digits": (lambda m: {"prompt_token_ids": [HUGE]}, "prompt_token_ids", "it holds .*; use integers"),
+    "an id that cannot be shown": (
+        lambda m: {"prompt_token_ids": [Mute()]},
+        "prompt_token_ids",
+        "it holds .*Mute.*; use integers",
+    ),
+    "ids 5000 lists deep": (
+        lambda m: {"prompt_token_ids": deep(5000)},
+        "prompt_token_ids",
+        "it holds .*; use integers",
+    ),
+    "ids without values": (
+        lambda m: {"prompt_token_ids": torch.ones(2, dtype=torch.int64, device="meta")},
+        "prompt_token_ids",
+        "it is a Tensor; pass a list of integers",
+    ),
+    "a list that holds itself as image": (lambda m: with_image(m, itself()), IMAGE, "type list is not supported"),
+    "an image 5000 lists deep": (lambda m: with_image(m, deep(5000)), IMAGE, "type list is not supported"),
+    "a list that holds itself in a part": (
+        lambda m: message([{"type": "image", "image": itself()}]),
+        IMAGE,
+        "type list is not supported",
+    ),
+    "a sampling of 5001 digits": (
+        lambda m: text(m, media_io_kwargs={"video": {"num_frames": HUGE}}),
+        "media_io_kwargs.video.num_frames",
+        "use an integer from 1 to",
+    ),
+    "a content format of 5001 digits": (
+        lambda m: message("Hi") | {"chat_template_content_format": HUGE},
+        "chat_template_content_format",
+        "use one of auto",
+    ),
+    "a flag of 5001 digits": (
+        lambda m: message("Hi") | {"add_generation_prompt": HUGE},
+        "add_generation_prompt",
+        "pass True or False",
+    ),
+    "a part whose type has 5001 digits": (lambda m: message([{"type": HUGE}]), "messages[0].content[0]", "use one of"),
     "half a surrogate pair": (lambda m: "\ud83d", "prompt", "not valid Unicode .*; remove it|remove it"),
     "an unknown part": (
         lambda m: message([{"type": "audio", "audio": b""}]),
@@ -159,7 +230,7 @@ ANY_FAMILY: dict[str, tuple[Build, str, str]] = {
     "embeddings of another width": (
         lambda m: with_image(m, embeds(m, 36, 7)),
         IMAGE,
-        r"shape \(36, 7\), expected \(rows, 48\).*; pass features that are projected|came without their grid; pass",
+        r"shape \(36, 7\), expected \(rows, (48|32)\).*; pass features that are projected|came without their grid; pass",
     ),
     "embeddings that are integers": (
         lambda m: with_image(m, torch.ones(36, 48, dtype=torch.int64)),
@@ -265,6 +336,16 @@ QWEN2_VL: dict[str, tuple[Build, str, str]] = {
         "mm_processor_kwargs.max_pixels",
         "use an integer from 1 to",
     ),
+    "a grid of 5001 digits": (
+        lambda m: grid(m, embeds(m, 4), [[HUGE, 4, 4]]),
+        f"{IMAGE}.image_grid_thw",
+        "expected integers",
+    ),
+    "embeddings and nothing": (
+        lambda m: with_image(m, [{"image_embeds": embeds(m, 4), "image_grid_thw": [[1, 4, 4]]}, []]),
+        f"{IMAGE}[1]",
+        "it is an empty list; give the embeddings of each image",
+    ),
     "at least more pixels than at most": (
         lambda m: about(m, picture(9, 9)) | {"mm_processor_kwargs": {"min_pixels": 10**6, "max_pixels": 784}},
         "mm_processor_kwargs",
@@ -279,15 +360,15 @@ QWEN2_VL: dict[str, tuple[Build, str, str]] = {
 
 CASES = [
     pytest.param(family, build, field, says, id=f"{family}-{name}")
-    for family, own in (("llava", LLAVA), ("qwen2_vl", QWEN2_VL))
+    for family, own in (("llava", LLAVA), ("qwen2_vl", QWEN2_VL), ("phi3_v", {}))
     for name, (build, field, says) in {**ANY_FAMILY, **own}.items()
 ]
 
 
 def short(family: str) -> Model:
-    """The model with a context of 512 tokens, so that it is soon full."""
-    model = load_model(TINY[family])
-    return replace(model, processor=replace(model.processor, max_model_len=512))
+    """The model with a context of 512 tokens, so that it is soon full; one of Phi-3.5's images alone takes more."""
+    model = load_model(EVERY[family])
+    return replace(model, processor=replace(model.processor, max_model_len=3000 if family == "phi3_v" else 512))
 
 
 @pytest.mark.parametrize(("family", "build", "field", "says"), CASES)
@@ -300,7 +381,7 @@ def test_is_refused_before_any_compute(family, build, field, says):
     assert invariants.is_one_sentence(caught.value)
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", EVERY)
 def test_others_of_the_batch_are_not_harmed(family):
     """All wrong prompts at once, among valid ones."""
     model = short(family)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +20,11 @@ import torch
 from safetensors.torch import save
 
 from tests import invariants
-from tests.golden_cases import TINY, load_model
+from tests.golden_cases import EVERY, TINY, load_model
 from tests.invariants import token_ids
 from tests.pictures import encoded, picture, placeholder
+from tests.versions import transformers_from
+from tests.videos import container, noise
 from vlmfx import LLM, BatchError, InvalidRequest, SamplingParams, load
 from vlmfx.checkpoint import Model
 from vlmfx.cli import main
@@ -33,15 +38,16 @@ STRINGS = (
 )
 # Images as the mark's text, whatever the family writes for one.
 PARTS = (
-    "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}"
-    "{% else %}MARK{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}[answer]{% endif %}"
+    "{% set seen = namespace(images=0) %}{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}"
+    "{% else %}{% set seen.images = seen.images + 1 %}MARK{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}[answer]{% endif %}"
 )
 FEW = SamplingParams.greedy(max_tokens=6, ignore_eos=True)
 
 
-@pytest.fixture(params=TINY)
+@pytest.fixture(params=EVERY)
 def model(request: pytest.FixtureRequest) -> Model:
-    return load_model(TINY[request.param])
+    return load_model(EVERY[request.param])
 
 
 @pytest.fixture
@@ -66,7 +72,8 @@ def image_url(url: str, **others: Any) -> dict[str, Any]:
 
 
 def written(model: Model, template: str) -> str:
-    return template.replace("MARK", placeholder(model))
+    mark: str = model.processor.functions.PLACEHOLDERS["image"]
+    return template.replace("MARK", mark.replace("{number}", "{{ seen.images }}"))
 
 
 # ---- the prompt
@@ -82,8 +89,8 @@ def test_text_and_images_are_interleaved_in_order(llm, kind):
         {"role": "assistant", "content": "Seen."},
         user({"type": "image_pil", "image_pil": pictures[2], "uuid": "p3"}, text("and?")),
     ]
-    mark, line = placeholder(llm.model), "\n" if kind == "strings" else ""
-    numbered = [placeholder(llm.model, number) for number in (1, 2, 3)] if kind == "strings" else [mark] * 3
+    line = "\n" if kind == "strings" else ""
+    numbered = [placeholder(llm.model, number) for number in (1, 2, 3)]
     prompt = (
         f"[system]Be brief.[user]First{line}{numbered[0]}{line}then{line}{numbered[1]}"
         f"[assistant]Seen.[user]{numbered[2]}{line}and?[answer]"
@@ -107,7 +114,7 @@ def test_text_and_images_are_interleaved_in_order(llm, kind):
 
 
 def test_the_own_template_is_rendered_as_transformers_renders_it(llm):
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_from(4, 46, "is older than the oldest promised")
     content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
     takes_parts = template_takes_parts(llm.model.processor.chat_template)
     plain: Any = content if takes_parts else f"{placeholder(llm.model)}\nWhat is it?"
@@ -563,7 +570,7 @@ def test_what_goes_wrong_in_a_conversation_is_not_kept(monkeypatch, capsys, tmp_
     path = tmp_path / "a.png"
     picture(40, 50).save(path)
     lines = ["/image none.png", "/image http://127.0.0.1/a.png", "/help", f"/image {path}", "Too many", "Alone"]
-    assert converse(monkeypatch, lines, "--image", str(path), "--limit-mm-per-prompt", "image=1") == 0
+    assert converse(monkeypatch, lines, "--image", str(path), "--limit-mm-per-prompt", "image=1") == 1
     captured = capsys.readouterr()
     llm, params = LLM(load_model(TINY["qwen2_vl"])), SamplingParams.greedy(max_tokens=5)
     assert captured.out == llm.chat([user("Alone")], params)[0].outputs[0].text + "\n"
@@ -584,9 +591,72 @@ def test_an_answer_that_is_interrupted_is_not_kept(monkeypatch, capsys):
         return real(self, messages, *args, **kwargs)
 
     monkeypatch.setattr(LLM, "chat", chat)
-    assert converse(monkeypatch, ["First", "Second"]) == 0
+    assert converse(monkeypatch, ["First", "Second"]) == 1
     assert calls[1] == [user(text("Second"))]
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_conversation_may_hold_a_video(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(container(noise(6, 40, 56)))
+    options = ["--media-io-kwargs", '{"video": {"num_frames": 2}}']
+    assert converse(monkeypatch, [f"/video {path}", "What happens?"], *options) == 0
+    llm = LLM(load_model(TINY["qwen2_vl"]), media_io_kwargs={"video": {"num_frames": 2}})
+    message = user({"type": "video", "video": str(path)}, text("What happens?"))
+    expected = llm.chat([message], SamplingParams.greedy(max_tokens=5))[0].outputs[0].text + "\n"
+    assert capsys.readouterr().out == expected
+    assert converse(monkeypatch, ["What happens?"], *options, "--video", str(path)) == 0
+    assert capsys.readouterr().out == expected
+    assert converse(monkeypatch, ["/video none.mp4"]) == 1
+    assert "none.mp4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lines", "status"), [(b"\xff\n", 0), (b"/image none.png\n", 1)])
+def test_what_is_piped_in_need_not_be_utf8(lines, status):
+    command = [sys.executable, "-m", "vlmfx", "chat", "--max-tokens", "1", "--device", "cpu"]
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, input=lines, capture_output=True, check=False, env=env)
+    assert done.returncode == status, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"text": "What?"},
+        {"type": None, "text": "What?"},
+        {"type": "input_text", "text": "What?"},
+        {"type": "refusal", "refusal": "What?"},
+    ],
+)
+def test_text_parts_in_other_forms(llm, part):
+    path = {"image_url": {"url": data_url(picture(40, 50))}}
+    mine = llm.chat([user(path, part)], FEW)
+    plain = llm.chat([user({"type": "image", "image": picture(40, 50)}, text("What?"))], FEW)
+    assert mine[0].prompt == plain[0].prompt
+    assert token_ids(mine) == token_ids(plain)
+
+
+def test_a_part_whose_type_cannot_be_told_is_refused(llm):
+    for part in (
+        {"text": "What?", "image_url": {"url": "data:,"}},
+        {"words": "What?"},
+        {"type": "refusal", "text": "No"},
+    ):
+        with pytest.raises(InvalidRequest, match=r"messages\[0\]\.content\[0\]"):
+            llm.chat([user(part)], FEW)
+
+
+def test_a_bare_conversation_is_one_prompt(llm):
+    messages = [
+        user({"type": "image", "image": picture(40, 50)}, text("What?")),
+        {"role": "assistant", "content": "It"},
+    ]
+    messages.append(user(text("is?")))
+    (output,) = llm.generate(messages, FEW)
+    assert token_ids([output]) == token_ids(llm.chat(messages, FEW))
+    with pytest.raises(InvalidRequest, match=r"messages\[1\]"):
+        llm.generate([*messages[:1], "What?"], FEW)
 
 
 def test_path_objects_are_pictures(llm, tmp_path):

@@ -21,6 +21,7 @@ from tests.pictures import mixed
 from vlmfx import LLM, CheckpointError, SamplingParams, UnsupportedModel, checkpoint, weights
 from vlmfx.checkpoint import FAMILIES
 from vlmfx.tree import items, leaves
+from vlmfx.weight_files import published_name
 
 GREEDY = SamplingParams.greedy(max_tokens=6, ignore_eos=True)
 
@@ -91,9 +92,9 @@ def test_saved_names_are_the_files_own(family):
     unused = {
         name
         for name in stored
-        if model.functions.is_unused(model.config, checkpoint.published_name(name, model.functions.KEY_PREFIXES))
+        if model.functions.is_unused(model.config, published_name(name, model.functions.KEY_PREFIXES))
     }
-    by_published = {checkpoint.published_name(n, model.functions.KEY_PREFIXES): t for n, t in stored.items()}
+    by_published = {published_name(n, model.functions.KEY_PREFIXES): t for n, t in stored.items()}
     assert len(stored) == len(published) + len(unused)
     assert all(torch.equal(published[name], by_published[name]) for name in published)
 
@@ -102,7 +103,7 @@ def test_both_generations_of_key_names_load(family, folder):
     """Published names, those of newer code, and the ones that transformers 5 uses inside."""
     expected = answers(load_model(TINY[family]))
     prefixes = prefixes_of(family)
-    published = {checkpoint.published_name(name, prefixes): tensor for name, tensor in tensors_of(folder).items()}
+    published = {published_name(name, prefixes): tensor for name, tensor in tensors_of(folder).items()}
     store(folder, published)
     assert answers(folder) == expected
     newer = {}
@@ -175,6 +176,21 @@ def test_eos_comes_from_generation_config_first(family, folder):
     assert checkpoint.load(folder).eos_token_ids == (7,)
 
 
+@pytest.mark.parametrize(
+    ("hf", "expected"),
+    [
+        ({"text_config": {"dtype": "bfloat16"}}, torch.bfloat16),  # as Qwen3-VL is published
+        ({"text_config": {"torch_dtype": "bfloat16"}}, torch.bfloat16),
+        ({"torch_dtype": "float16", "text_config": {"dtype": "bfloat16"}}, torch.float16),
+        ({"dtype": "bfloat16", "torch_dtype": "float16"}, torch.bfloat16),
+        ({"text_config": None}, torch.float32),
+        ({"dtype": None, "text_config": {"dtype": None}}, torch.float32),
+    ],
+)
+def test_the_stored_dtype_may_stand_in_the_text_half(hf, expected):
+    assert checkpoint._stored_dtype(hf) == expected
+
+
 # What does not
 
 
@@ -219,7 +235,7 @@ def test_each_key_that_does_not_fit_is_named(family, folder):
     true_shape = tuple(tensors[wrong].shape)
     store(folder, tensors | {wrong: torch.zeros(wrong_shape), "surprise.weight": torch.zeros(1)})
     prefixes = load_model(TINY[family]).functions.KEY_PREFIXES
-    gone, wrong = (checkpoint.published_name(name, prefixes) for name in (gone, wrong))
+    gone, wrong = (published_name(name, prefixes) for name in (gone, wrong))
     message = str(refused(folder, "3 keys do not fit config.json: ", "use the config.json that was saved with"))
     assert f"{gone} is missing" in message
     assert f"{wrong} has shape (3, 5), expected {true_shape}" in message
@@ -231,6 +247,26 @@ def test_weights_of_another_model_are_told_briefly(folder):
     store(folder, {f"other.{i}": torch.zeros(1) for i in range(500)})
     error = refused(folder, "keys do not fit config.json", r"and \d+ more")
     assert len(str(error)) < 2500
+
+
+@pytest.mark.parametrize("value", [[], "x", 7])
+def test_a_text_config_that_is_no_object(value, folder):
+    edit(folder, text_config=value)
+    refused(folder, "text_config is .*, expected an object")
+
+
+def test_a_text_config_of_null_is_none(tmp_path):
+    folder = Path(shutil.copytree(TINY["qwen2_vl"], tmp_path / "model"))
+    edit(folder, text_config=None)
+    (folder / "generation_config.json").unlink()
+    loaded = checkpoint.load(folder)
+    assert loaded.eos_token_ids == (json.loads((folder / "config.json").read_text())["eos_token_id"],)
+
+
+def test_parts_of_a_processor_config_that_are_no_objects(tmp_path):
+    (tmp_path / "processor_config.json").write_text('{"image_processor": [1]}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"processor_config.json: image_processor is .*, expected an object"):
+        checkpoint.read_preprocessor(tmp_path)
 
 
 def test_a_truncated_weight_file(folder):

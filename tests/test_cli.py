@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tests.golden_cases import TINY, load_model
+from tests.golden_cases import EVERY, TINY, load_model
 from tests.pictures import about, picture
+from tests.videos import container, noise
 from vlmfx import LLM, SamplingParams, __version__
 from vlmfx.cli import main
+from vlmfx.engine.request import RequestMetrics
 
 
-@pytest.fixture(params=TINY)
+@pytest.fixture(params=EVERY)
 def folder(request: pytest.FixtureRequest) -> str:
-    return str(TINY[request.param])
+    return str(EVERY[request.param])
 
 
 def test_generate_prints_the_answer(folder, tmp_path, capsys):
     path = tmp_path / "picture.png"
     picture(40, 50).save(path)
-    model = load_model(next(f for f in TINY.values() if str(f) == folder))
+    model = load_model(next(f for f in EVERY.values() if str(f) == folder))
     message = [{"role": "user", "content": [{"type": "image", "image": path}, {"type": "text", "text": "What is it?"}]}]
     params = SamplingParams.greedy(max_tokens=8)
     for options, prompt in (
@@ -71,3 +75,67 @@ def test_version_and_wrong_usage(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["generate"])
     assert caught.value.code == 2
+
+
+@pytest.fixture
+def clip(tmp_path) -> str:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(container(noise(6, 40, 56)))
+    return str(path)
+
+
+TWO_FRAMES = {"video": {"num_frames": 2}}
+
+
+def test_generate_takes_videos_and_settings(clip, capsys):
+    folder = str(TINY["qwen2_vl"])
+    llm = LLM(load_model(TINY["qwen2_vl"]), media_io_kwargs=TWO_FRAMES, mm_processor_kwargs={"max_pixels": 4000})
+    options = ["--media-io-kwargs", json.dumps(TWO_FRAMES), "--mm-processor-kwargs", '{"max_pixels": 4000}']
+    arguments = ["generate", "--model", folder, "--device", "cpu", "--max-tokens", "6", "--video", clip, *options]
+    parts = [{"type": "video", "video": clip}, {"type": "text", "text": "What?"}]
+    raw = "<|vision_start|><|video_pad|><|vision_end|>What?"
+    params = SamplingParams.greedy(max_tokens=6)
+    for more, prompt in (
+        (["What?"], {"messages": [{"role": "user", "content": parts}]}),
+        (["--raw", raw], {"prompt": raw, "multi_modal_data": {"video": [clip]}}),
+    ):
+        assert main([*arguments, *more]) == 0
+        assert capsys.readouterr().out == llm.generate(prompt, params)[0].outputs[0].text + "\n"
+
+
+def test_embed_takes_videos(clip, capsys):
+    options = ["--device", "cpu", "--dtype", "float32", "--media-io-kwargs", json.dumps(TWO_FRAMES)]
+    assert main(["embed", "--model", str(TINY["qwen2_vl"]), "--video", clip, *options]) == 0
+    (vector,) = json.loads(capsys.readouterr().out)
+    prompt = {"messages": [{"role": "user", "content": [{"type": "video", "video": clip}]}]}
+    llm = LLM(load_model(TINY["qwen2_vl"]), task="embed", media_io_kwargs=TWO_FRAMES)
+    assert vector == pytest.approx(llm.embed(prompt)[0].outputs.embedding, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "says"),
+    [
+        ("--media-io-kwargs", "{", "media_io_kwargs: it is not JSON"),
+        ("--mm-processor-kwargs", "num_crops=4", "mm_processor_kwargs: it is not JSON"),
+        ("--mm-processor-kwargs", "[1]", "mm_processor_kwargs: it is a list"),
+        ("--media-io-kwargs", '{"video": 3}', "media_io_kwargs: it is"),
+    ],
+)
+def test_settings_that_are_wrong_are_told(option, text, says, capsys):
+    assert main(["generate", "What?", "--model", str(TINY["llava"]), option, text]) == 1
+    told = capsys.readouterr().err
+    assert says in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "first", "rest", "says"),
+    [
+        (11, 0.25, 0.5, "first token after 250 ms, then 20 tokens per second"),
+        (1, 0.25, 0.0, "first token after 250 ms, then 0 tokens per second"),
+        (0, None, None, "no token"),
+    ],
+)
+def test_speed_is_that_of_the_tokens_after_the_first(tokens, first, rest, says):
+    metrics = RequestMetrics(prompt_tokens=3, output_tokens=tokens, time_to_first_token_s=first, decode_s=rest)
+    assert metrics.speed == says

@@ -31,6 +31,7 @@ DEEP, SIZES = "a deep list", (None, "4", True, 0, -1, 100.5, math.inf, 10**30)
 BAD: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
     "llava": {
         CONFIG: {
+            **{"vision_config": (None, [], "x"), "text_config": (None, [], "x"), TEXT + "rope_scaling": ([1], "x")},
             "architectures": (7, "LlavaForConditionalGeneration", [["x"]], {"a": 1}),
             "projector_hidden_act": ("gelu_new", [], None),
             "vision_feature_select_strategy": ("cls", None, []),
@@ -59,6 +60,7 @@ BAD: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
     },
     "qwen2_vl": {
         CONFIG: {
+            **{"vision_config": (None, [], "x"), "text_config": ([1], "x")},
             "rope_scaling": (None, {}, {"type": "mrope"}),
             MROPE: ([1, 1, 2, 2], [-2, 4, 4], [2.0, 2, 2], "222", [2, 2, 3], [6], None),
             **{"rms_norm_eps": ("1e-6", None, 0), "rope_theta": ("1e6", 0, None)},
@@ -73,6 +75,7 @@ BAD: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
         },
         PREPROCESSOR: {
             **dict.fromkeys(STEPS, (False,)),
+            "size": ([1], "x", 7),
             **{"patch_size": (16, "14"), "merge_size": (1, 4), "temporal_patch_size": (1,), "rescale_factor": (1,)},
             **{"min_pixels": (-1, 0, "3136", 3136.5, 2 * 12845056), "max_pixels": (-1, 0, [1], 10**30)},
             **{"resample": (6, "x"), "image_mean": ([0.5] * 4,), "image_std": ([0.0] * 3, None)},
@@ -80,17 +83,19 @@ BAD: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
     },
     "qwen2_5_vl": {
         CONFIG: {
+            **{"vision_config": (None, [])},
             "rope_scaling": ({"type": "yarn", "factor": 4}, {"type": "mrope"}),
             **{VISION + key: SIZES for key in ("hidden_size", "intermediate_size", "depth", "window_size")},
             **{VISION + "num_heads": (*SIZES, 3, 16), VISION + "out_hidden_size": (*SIZES, 64)},
             **{VISION + "window_size": (27,), VISION + "hidden_act": ("gelu",)},
-            VISION + "fullatt_block_indexes": ([-1], ["1"], [1.0], [True], [1000]),
+            VISION + "fullatt_block_indexes": (None, 3, [-1], ["1"], [1.0], [True], [1000]),
             VISION + "tokens_per_second": ("2", 0, 2.5),
         },
         PREPROCESSOR: {"patch_size": (16,), "temporal_patch_size": (1,)},
     },
     "qwen3_vl": {
         CONFIG: {
+            **{"vision_config": (None, []), "text_config": (None, [])},
             **{TEXT + key: SIZES for key in ("hidden_size", "num_hidden_layers", "vocab_size", "head_dim")},
             **{TEXT + "num_key_value_heads": (*SIZES, 3), TEXT + "attention_bias": (True,), "image_token_id": (448,)},
             TEXT + "rope_scaling.mrope_interleaved": (False, "no"),
@@ -99,7 +104,7 @@ BAD: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
             TEXT + "rope_scaling": ({"rope_type": "default"},),
             TEXT + "rms_norm_eps": (0, None),
             **{VISION + "num_position_embeddings": (*SIZES, 35), VISION + "out_hidden_size": (*SIZES, 64)},
-            VISION + "deepstack_visual_indexes": ([3], [-1], [2, 0], [0, 0], ["0"], [True]),
+            VISION + "deepstack_visual_indexes": (None, 3, [3], [-1], [2, 0], [0, 0], ["0"], [True]),
             **{VISION + "hidden_act": ("gelu",), VISION + "in_channels": (1,)},
         },
         PREPROCESSOR: {"patch_size": (14,), "merge_size": (1,)},

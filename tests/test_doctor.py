@@ -13,7 +13,8 @@ import torch
 
 from vlmfx import LLM, SamplingParams, doctor
 from vlmfx.cli import chat, main
-from vlmfx.doctor import Check, examine
+from vlmfx.doctor import devices, examine, model, packages
+from vlmfx.doctor.check import Check
 
 VERSION, IMPORT = importlib.metadata.version, importlib.import_module
 
@@ -122,7 +123,7 @@ def test_whatever_a_check_raises_is_a_line(error, monkeypatch):
     def mine() -> Any:
         raise error
 
-    monkeypatch.setattr(doctor, "CHECKS", (mine, doctor.machine))
+    monkeypatch.setattr(doctor, "CHECKS", (mine, devices.machine))
     first, second, _ = examine()
     assert (first.name, first.status) == ("mine", "broken")
     assert first.found.startswith(type(error).__name__)
@@ -131,7 +132,7 @@ def test_whatever_a_check_raises_is_a_line(error, monkeypatch):
 
 
 def test_a_device_that_fails_is_a_line(monkeypatch):
-    check = doctor._product("meta product", "meta")  # a device that holds no values
+    check = devices._product("meta product", "meta")  # a device that holds no values
     assert (check.name, check.status) == ("meta product", "broken")
 
 
@@ -140,7 +141,7 @@ def test_a_device_that_multiplies_wrongly_is_told(monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "__matmul__", lambda a, b: matmul(a, b) * (1.01 if a.is_floating_point() else 1), raising=True
     )
-    check = doctor._product("cpu product", "cpu")
+    check = devices._product("cpu product", "cpu")
     assert check.status == "broken"
     assert "expected" in check.found
 
@@ -164,23 +165,23 @@ def test_gpus_are_told_one_by_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
-    monkeypatch.setattr(doctor, "_product", lambda name, device: Check(name=name, status="ok", found=device))
-    checks = list(doctor.cuda())
+    monkeypatch.setattr(devices, "_product", lambda name, device: Check(name=name, status="ok", found=device))
+    checks = list(devices.cuda())
     assert [c.name for c in checks] == ["cuda:0", "cuda:0 product", "cuda:1", "cuda:1 product"]
     assert checks[0].found == "Imaginary 1, 24 GiB, capability 9.0"
 
 
 def test_the_cache_of_the_hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
-    assert line("hub cache", list(doctor.cache())).status == "ok"
+    assert line("hub cache", list(model.cache())).status == "ok"
     (tmp_path / "file").touch()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
-    check = line("hub cache", list(doctor.cache()))
+    check = line("hub cache", list(model.cache()))
     assert check.status == "broken"
     assert "HF_HOME" in check.todo
     monkeypatch.delenv("HF_HUB_CACHE")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert str(tmp_path / "hub") in line("hub cache", list(doctor.cache())).found
+    assert str(tmp_path / "hub") in line("hub cache", list(model.cache())).found
 
 
 def test_a_shipped_model_that_is_missing_is_told(monkeypatch, tmp_path):
@@ -191,7 +192,7 @@ def test_a_shipped_model_that_is_missing_is_told(monkeypatch, tmp_path):
 
 
 def test_json_holds_what_the_lines_say(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "CHECKS", (doctor.own, doctor.kernels, doctor.mlu))
+    monkeypatch.setattr(doctor, "CHECKS", (packages.own, devices.kernels, devices.mlu))
     assert main(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [Check(**each) for each in told] == examine()
@@ -201,9 +202,8 @@ def test_json_holds_what_the_lines_say(monkeypatch, capsys):
 def test_full_answers_a_question_of_the_demo(monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", ())
     (check,) = examine(is_full=True)
-    picture = doctor.PACKAGE / "assets" / "demo.png"
-    question = picture.with_suffix(".txt").read_text(encoding="utf-8").splitlines()[-1]
-    (expected,) = LLM("scenes").generate(chat([str(picture)], question), SamplingParams.greedy(max_tokens=64))
+    question = model.DEMO.with_suffix(".txt").read_text(encoding="utf-8").splitlines()[-1]
+    (expected,) = LLM("scenes").generate(chat([str(model.DEMO)], question), SamplingParams.greedy(max_tokens=64))
     assert check.status == "ok", check
     assert f"{question!r} → {expected.outputs[0].text!r}" in check.found
-    assert "tokens/s" in check.found
+    assert "tokens per second" in check.found

@@ -20,6 +20,7 @@ from tests.golden_cases import COMMITTED, TINY, load_model
 from tests.invariants import is_one_sentence, prompt_hidden
 from tests.pictures import about, encoded, mixed, picture
 from tests.processing import references
+from tests.versions import transformers_from
 from vlmfx import LLM, BatchError, CheckpointError, InvalidRequest, embed
 from vlmfx.cli import main
 from vlmfx.models.pooling import Pooling
@@ -41,7 +42,7 @@ def llm(family: str) -> LLM:
 @torch.no_grad()
 def states_of_transformers(family: str, ids: list[int], images: list[Any]) -> Tensor:
     """(tokens, hidden) float64 after the final norm."""
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_from(4, 46, "is older than the oldest promised")
     is_old = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 52)
     if family == "llava" and is_old:
         pytest.skip("transformers below 4.52 cannot load the newer key names of this folder")
@@ -367,3 +368,10 @@ def test_an_error_is_one_sentence_on_stderr(arguments, says, capsys):
     assert says in captured.err
     assert captured.err.endswith(".\n")
     assert captured.err.count("\n") == 1
+
+
+def test_a_bare_conversation_is_one_prompt(llm):
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    (output,) = llm.embed(messages)
+    assert output.outputs.embedding == llm.embed({"messages": messages})[0].outputs.embedding
+    assert llm.score(messages, messages)[0].outputs.score == pytest.approx(1.0)

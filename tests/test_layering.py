@@ -16,14 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # that "+" joins modules which work as one. ARCHITECTURE.md shows the same table.
 LAYERS = """
 cli + terminal + __main__
-server | llm
+server | llm + offline + options
 parity | doctor
 engine
 checkpoint + hub
+weight_files | pooling_config
 processing | compile
 models
 ops
-weights | device
+weights | device | folder
 tree | errors | assets
 """
 

@@ -23,8 +23,9 @@ from tests.golden_cases import TINY, load_model
 from tests.invariants import token_ids
 from tests.pictures import about, encoded, mixed, picture, placeholder
 from vlmfx import LLM, BatchError, InvalidRequest, SamplingParams
+from vlmfx import llm as llm_module
 from vlmfx.checkpoint import Model
-from vlmfx.engine import runner
+from vlmfx.engine import engine, runner
 from vlmfx.engine.sequence import Request, Sequence
 from vlmfx.errors import InternalError
 from vlmfx.processing.prompt import prepare
@@ -224,7 +225,7 @@ def test_text_that_is_still_open_at_the_end_comes_out(model, last):
     stops = {"stop_token_ids": [eos], "ignore_eos": True} if last == "stop token" else {}
     params = SamplingParams.greedy(max_tokens=len(ids) + len(end), **stops)
     inputs = prepare(model.processor, "Hello")
-    request = Request(number=0, inputs=inputs, params=params, arrival=0.0)
+    request = Request.ready(0, inputs, params, 0.0)
     sequence = Sequence(replace(model, eos_token_ids=(eos,)), request)
     streamed = "".join(sequence.push(i, None) for i in [*ids, *end])
     completion = sequence.output().outputs[0]
@@ -426,7 +427,7 @@ def test_unusual_images_work(model, kind):
 def test_mm_processor_kwargs(model, family):
     llm, image = LLM(model), picture(100, 100)
     if family == "llava":
-        with pytest.raises(InvalidRequest, match='"max_pixels"; this model knows none'):
+        with pytest.raises(InvalidRequest, match="'max_pixels'; this model knows none"):
             llm.generate({**about(model, image), "mm_processor_kwargs": {"max_pixels": 100}})
         return
     setting = {"max_pixels": 56 * 56}
@@ -571,3 +572,158 @@ def test_the_first_token_is_timed_from_the_call(llm, model):
     firsts = [m.time_to_first_token_s or 0.0 for m in metrics if m is not None]
     assert len(firsts) == 3
     assert 0 < firsts[0] < firsts[1] < firsts[2]
+
+
+# What starts together, and what fails there
+
+
+def test_the_budget_of_a_prefill_does_not_show(model, family):
+    requests = [Request.ready(n, prepare(model.processor, p), greedy(), 0.0) for n, p in enumerate(mixed(model))]
+    for max_tokens in (1, 40, 100):
+        outputs = engine.run(model, requests, max_num_seqs=4, max_tokens=max_tokens)
+        ordered = sorted(outputs, key=lambda o: int(o.request_id))
+        assert token_ids(ordered) == alone(family)
+
+
+def test_a_prefill_that_fails_for_one_prompt_fails_it_alone(model, family, monkeypatch):
+    """As when memory runs out: the batch is tried again one prompt at a time."""
+    prompts = mixed(model)
+    bad = len(prepare(model.processor, prompts[2]).token_ids)
+    prefill = runner.prefill
+
+    def fail(model: Any, inputs: Any, *args: Any) -> torch.Tensor:
+        if any(len(one.token_ids) == bad for one in inputs):
+            raise RuntimeError("out of memory")
+        return prefill(model, inputs, *args)
+
+    monkeypatch.setattr(runner, "prefill", fail)
+    with pytest.warns(UserWarning, match="1 of 7 prompts failed"):
+        outputs = LLM(model).generate(prompts, greedy(), use_tqdm=False)
+    error = outputs[2].error
+    assert isinstance(error, InternalError)
+    assert "out of memory" in str(error)
+    assert token_ids(outputs[:2] + outputs[3:]) == alone(family)[:2] + alone(family)[3:]
+    with pytest.raises(InternalError, match="out of memory"):
+        LLM(model).generate(prompts[2], greedy())
+
+
+def test_pixels_are_loaded_when_there_is_room(model, monkeypatch):
+    """Of many prompts with images only those that run have their pixels in memory."""
+    loaded: list[int] = []
+    complete = vars(llm_module)["complete"]
+
+    def count(processor: Any, made: Any) -> Any:
+        loaded.append(1)
+        return complete(processor, made)
+
+    monkeypatch.setattr(llm_module, "complete", count)
+    seen: list[int] = []
+    LLM(model, max_num_seqs=2).generate(
+        [about(model, picture(30, 40, n)) for n in range(6)],
+        greedy(3),
+        use_tqdm=False,
+        on_text=lambda number, piece: seen.append(len(loaded)),
+    )
+    assert seen[0] == 2
+    assert len(loaded) == 6
+
+
+@pytest.mark.parametrize("fill", [1e5, -1e38])
+def test_embeddings_beyond_the_dtype_are_refused(fill):
+    llm = LLM(TINY["llava"], dtype="float16")
+    prompt = {"prompt": "<image>What?", "multi_modal_data": {"image": torch.full((36, 48), fill)}}
+    with pytest.raises(InvalidRequest, match="hold values beyond float16"):
+        llm.generate(prompt, greedy())
+    with pytest.raises(InvalidRequest, match="hold values beyond float16"):
+        LLM(TINY["llava"], dtype="float16", task="embed").embed(prompt)
+
+
+def test_settings_of_the_model_hold_where_a_prompt_sets_none():
+    """vLLM's own example makes its LLM with them."""
+    model = load_model(TINY["qwen2_vl"])
+    plain = about(model, picture(200, 200))
+    few: dict[str, Any] = {"mm_processor_kwargs": {"max_pixels": 3136}}
+    expected = {
+        True: len(prepare(model.processor, plain | few).token_ids),
+        False: len(prepare(model.processor, plain).token_ids),
+    }
+    assert expected[True] < expected[False]
+    llm = LLM(model, **few)
+    own = {"mm_processor_kwargs": {"max_pixels": model.processor.config.max_pixels}}
+    params = greedy(1)
+    outputs = llm.generate([plain, plain | own], params, use_tqdm=False)
+    assert [len(output.prompt_token_ids) for output in outputs] == [expected[True], expected[False]]
+    assert vlmfx.count_tokens(llm, plain) == vlmfx.count_tokens(TINY["qwen2_vl"], plain, **few) == expected[True]
+    assert len(LLM(TINY["qwen2_vl"], **few).generate(plain, params)[0].prompt_token_ids) == expected[True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"max_pixels": 0}, "mm_processor_kwargs.max_pixels"),
+        ({"crops": 1}, "mm_processor_kwargs"),
+        ([1], "mm_processor_kwargs"),
+    ],
+)
+def test_settings_of_the_model_are_checked_when_it_is_made(settings, field):
+    with pytest.raises(InvalidRequest) as caught:
+        LLM(load_model(TINY["qwen2_vl"]), mm_processor_kwargs=settings)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpu_memory_utilization",
+        "enforce_eager",
+        "max_num_batched_tokens",
+        "swap_space",
+        "disable_mm_preprocessor_cache",
+    ],
+)
+def test_options_of_vllm_without_an_effect_are_named(name):
+    for make in (
+        lambda **options: LLM("no/such/folder", **options),
+        lambda **o: vlmfx.count_tokens("no/such", "x", **o),
+    ):
+        with pytest.raises(
+            InvalidRequest, match=f"{name}: vLLM has it, but it has no effect here yet; remove it"
+        ) as caught:
+            make(**{name: 0.9})
+        assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tensor_parallel_size": np.array([1, 2])},
+        {"tensor_parallel_size": np.array([1])},
+        {"tensor_parallel_size": True},
+        {"quantization": torch.zeros(2)},
+        {"tensor_parallel_size": 10**5000},
+        {"max_num_seqs": 10**5000 * -1},
+        {"max_num_seqs": True},
+        {"media_io_kwargs": {"video": {"num_frames": 0}}},
+        {"media_io_kwargs": 5},
+        {"limit_mm_per_prompt": {"image": -(10**5000)}},
+        {"limit_mm_per_prompt": {10**5000: 1}},
+        {"mm_processor_kwargs": 5},
+        {"task": 10**5000},
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_loaded(options):
+    with pytest.raises(InvalidRequest) as caught:
+        LLM("no/such/folder", **options)
+    assert caught.value.field.startswith(next(iter(options)))
+    assert invariants.is_one_sentence(caught.value)
+
+
+def test_numbers_of_5001_digits_are_refused_wherever_they_stand():
+    model = load_model(TINY["llava"])
+    with pytest.raises(InvalidRequest, match="max_model_len"):
+        LLM(TINY["llava"], max_model_len=10**5000)
+    wrong: Any = 10**5000
+    with pytest.raises(InvalidRequest, match="on_error"):
+        LLM(model).generate("x", on_error=wrong)
+    with pytest.raises(InvalidRequest, match="dimensions"):
+        vlmfx.embed(model, "x", dimensions=wrong)

@@ -1,12 +1,16 @@
 """The README's examples run as they stand, and the commands it names exist."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from vlmfx.cli import _parser
+from vlmfx.processing.chat import load_chat_template
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,6 +58,26 @@ def test_demo_prints_question_answer_and_speed(desk):
     assert done.returncode == 0, done.stderr
     for word in ("picture", "question", "answer", "tokens per second"):
         assert word in done.stdout
+
+
+def commands():
+    """The words of every vlmfx command in the README's blocks, comments left out."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", README, re.S | re.M)
+    return [
+        shlex.split(line, comments=True)[1:] for b in blocks for line in b.splitlines() if line.startswith("vlmfx ")
+    ]
+
+
+def test_the_readme_has_commands():
+    assert {words[0] for words in commands()} >= {"generate", "chat", "embed", "verify", "doctor"}
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_that_the_readme_shows_are_right(words):
+    arguments = _parser().parse_args(words)  # SystemExit for a flag that is not there
+    template = getattr(arguments, "chat_template", None)
+    if template is not None:
+        assert load_chat_template("", template)
 
 
 def test_make_targets_that_the_readme_names_exist():

@@ -163,6 +163,8 @@ def test_a_template_is_a_text_a_file_or_a_shipped_name(tmp_path, monkeypatch):
     shipped = load_chat_template(TINY["llava"], "template_llava.jinja")
     assert shipped is not None
     assert "USER" in shipped
+    (tmp_path / "template_llava").mkdir()  # a folder is no template
+    assert load_chat_template(TINY["llava"], "template_llava") == shipped
     (tmp_path / "own.jinja").write_text("own", encoding="utf-8")
     assert load_chat_template(TINY["llava"], "own.jinja") == "own"
     assert load_chat_template(TINY["llava"], Path("own.jinja")) == "own"
@@ -173,6 +175,18 @@ def test_a_template_is_a_text_a_file_or_a_shipped_name(tmp_path, monkeypatch):
         with pytest.raises(InvalidRequest, match=r"a shipped one: template_dse_qwen2_vl\.jinja, ") as caught:
             load_chat_template(TINY["llava"], wrong)
         assert is_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("name", ["template_llava", "template_llava.jinja"])
+def test_a_request_takes_a_shipped_name_where_no_file_is_read(name):
+    processor = load_model(TINY["llava"]).processor
+    processor = replace(processor, media=replace(processor.media, allow_paths=False))
+    made = prepare(processor, {"messages": CHAT[2:], "chat_template": name})
+    bare = "<s>USER: Sure?\nASSISTANT:"
+    assert made.token_ids == prepare(processor, {"prompt": bare}).token_ids
+    for wrong in ("template_other", "../templates/template_llava"):
+        with pytest.raises(InvalidRequest, match="shipped one's name"):
+            prepare(processor, {"messages": CHAT[2:], "chat_template": wrong})
 
 
 def test_load_takes_a_shipped_name():

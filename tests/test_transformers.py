@@ -14,10 +14,11 @@ from tests import invariants
 from tests.golden_cases import TINY, load_model
 from tests.pictures import about, picture
 from tests.processing import references
+from tests.versions import transformers_from
 from vlmfx import LLM, SamplingParams
 from vlmfx.processing.prompt import prepare
 
-transformers = pytest.importorskip("transformers")
+transformers = transformers_from(4, 46, "is older than the oldest promised")
 IS_OLD = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 52)
 NUM_TOKENS = 12
 

@@ -21,6 +21,7 @@ from tests import invariants
 from tests.golden_cases import TINY, load_model
 from tests.pictures import about, encoded, mixed, picture
 from tests.processing import references
+from tests.versions import transformers_from
 from tests.videos import about_video, container, noise, numbered
 from vlmfx import LLM, InvalidRequest, SamplingParams
 from vlmfx.checkpoint import read_preprocessor
@@ -80,7 +81,7 @@ def test_patches_equal_those_of_transformers_images(count, height, width, limits
 @lru_cache
 def reference_model() -> Any:
     """transformers' model with the weights of the tiny checkpoint."""
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_from(4, 46, "is older than the oldest promised")
     model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(TINY["qwen2_vl"], attn_implementation="eager")
     return model.float().eval()
 

@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     )
     from vlmfx.engine.request import CompletionOutput, Logprob, RequestOutput, SamplingParams
     from vlmfx.errors import BatchError, CheckpointError, InvalidRequest, UnsupportedModel, VlmfxError
-    from vlmfx.llm import LLM, count_tokens, embed, generate
+    from vlmfx.llm import LLM
+    from vlmfx.offline import count_tokens, embed, generate
     from vlmfx.parity.verify import verify
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LLM": "vlmfx.llm",
-    "generate": "vlmfx.llm",
-    "embed": "vlmfx.llm",
-    "count_tokens": "vlmfx.llm",
+    "generate": "vlmfx.offline",
+    "embed": "vlmfx.offline",
+    "count_tokens": "vlmfx.offline",
     "Model": "vlmfx.checkpoint",
     "load": "vlmfx.checkpoint",
     "SamplingParams": "vlmfx.engine.request",

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 
 from vlmfx import weights
 from vlmfx.device import DTYPES, resolve_device, resolve_dtype
-from vlmfx.errors import CheckpointError, InvalidRequest, UnsupportedModel
+from vlmfx.errors import CheckpointError, InvalidRequest, UnsupportedModel, shown
+from vlmfx.folder import read_json
 from vlmfx.hub import resolve
-from vlmfx.models.pooling import Pooling, stored_pooling
-from vlmfx.models.validate import CONFIG, PREPROCESSOR, one_of, refuse
+from vlmfx.models.pooling import Pooling
+from vlmfx.models.validate import CONFIG, PREPROCESSOR, refuse, section
+from vlmfx.pooling_config import load_pooling
 from vlmfx.processing.chat import load_chat_template
 from vlmfx.processing.prompt import Processor, with_options
 from vlmfx.processing.tokenizer import Tokenizer
 from vlmfx.tree import Tree
+from vlmfx.weight_files import WeightFiles
 
 # One row a family: the architecture in config.json, the file's name in models/ and in processing/.
 FAMILIES = {
@@ -36,8 +35,7 @@ FAMILIES = {
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
 }
 
-
-MODULES = ("Transformer", "Pooling", "Normalize")  # of a sentence-transformers folder, what is implemented
+PROCESSOR = "processor_config.json"
 Task = Literal["generate", "embed"]
 TASKS: dict[str, Task] = {"generate": "generate", "auto": "generate", "embed": "embed", "embedding": "embed"}
 
@@ -126,7 +124,7 @@ def resolve_task(task: str) -> Task:
     """The task of one of its names in TASKS. Raises InvalidRequest."""
     if not isinstance(task, str) or task not in TASKS:
         raise InvalidRequest(
-            "task", f"it is {str(task)[:40]!r}; use one of {', '.join(TASKS)}.", found=task, expected=tuple(TASKS)
+            "task", f"it is {shown(task)}; use one of {', '.join(TASKS)}.", found=task, expected=tuple(TASKS)
         )
     return TASKS[task]
 
@@ -156,7 +154,7 @@ def load_processor(
     if max_model_len is not None and not (isinstance(max_model_len, int) and 1 < max_model_len <= context):
         raise InvalidRequest(
             "max_model_len",
-            f"it is {max_model_len!r}, expected 2 to {context}, the model's context; leave it out for all of that.",
+            f"it is {shown(max_model_len)}, expected 2 to {context}, the model's context; leave it out for all of that.",
             found=max_model_len,
             expected=context,
         )
@@ -176,9 +174,10 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
     """preprocessor_config.json, with video_preprocessor_config.json as its "video_processor", {} where there is none.
 
     Both may be parts of processor_config.json instead, as transformers 5 saves them."""
-    whole = read_json(folder, "processor_config.json", default={})
-    image = read_json(folder, PREPROCESSOR, default=whole.get("image_processor") or {})
-    video = read_json(folder, "video_preprocessor_config.json", default=whole.get("video_processor") or {})
+    whole = read_json(folder, PROCESSOR, default={})
+    inside = {key: section(whole, key, optional=True, file=PROCESSOR) for key in ("image_processor", "video_processor")}
+    image = read_json(folder, PREPROCESSOR, default=inside["image_processor"])
+    video = read_json(folder, "video_preprocessor_config.json", default=inside["video_processor"])
     return {**image, "video_processor": video}
 
 
@@ -196,156 +195,6 @@ def family_of(hf: dict[str, Any], where: str) -> str:
     )
 
 
-def load_pooling(folder: Path) -> Pooling:
-    """How the hidden states of a prompt become its embedding: as a sentence-transformers folder says, else the last token's.
-
-    Raises CheckpointError where modules.json names a step that is not implemented."""
-    at, is_there = "1_Pooling", (folder / "1_Pooling" / CONFIG).exists()
-    if (folder / "modules.json").exists():
-        steps = _read(folder, "modules.json")
-        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-            refuse("the file", steps, "a list of objects", file="modules.json")
-        for step in steps:
-            kind = one_of("type", str(step.get("type")).rpartition(".")[2], MODULES, file="modules.json")
-            if kind == "Pooling":
-                at, is_there = step.get("path"), True
-    if not is_there:
-        return "last"
-    if not isinstance(at, str) or not _is_plain_file_name(at):
-        refuse("path", at, "the name of a folder", file="modules.json")
-    return stored_pooling(read_json(folder, f"{at}/{CONFIG}"), f"{at}/{CONFIG}")
-
-
-def read_json(folder: Path, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON object from a model folder; `default` when the file is absent. Raises CheckpointError."""
-    path = folder / name
-    if not path.exists() and default is not None:
-        return default
-    value = _read(folder, name)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: it holds a {type(value).__name__}, expected an object; copy the file again.")
-    return value
-
-
-def _read(folder: Path, name: str) -> Any:
-    """What a JSON file of a model folder holds."""
-    path = folder / name
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: there is no {name}; point to a folder in the Hugging Face layout.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: it is not readable JSON ({error}); copy the file again.") from None
-
-
-def published_name(key: str, key_prefixes: Sequence[tuple[str, str]]) -> str:
-    """A stored tensor's name as the published checkpoints write it, and the specs: the first matching prefix is replaced."""
-    for new, published in key_prefixes:
-        if key.startswith(new):
-            return published + key[len(new) :]
-    return key
-
-
-class WeightFiles:
-    """The safetensors files of a folder, memory-mapped while the object is entered; names are those the specs use."""
-
-    def __init__(self, folder: Path, key_prefixes: Sequence[tuple[str, str]]) -> None:
-        self.folder = folder
-        self._files = _weight_files(folder)
-        self._prefixes = key_prefixes
-        self._stack = ExitStack()
-        self._handles: dict[Path, Any] = {}
-
-    @cached_property
-    def _location(self) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
-        """Name → file, name in that file, stored shape; read from the headers."""
-        location: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
-        for path in self._files:
-            with _open(path) as handle:
-                for key in handle.keys():  # noqa: SIM118, a safe_open handle is no dict
-                    name = published_name(key, self._prefixes)
-                    if name in location:
-                        other, twin, _ = location[name]
-                        raise CheckpointError(
-                            f"{self.folder}: {key} in {path.name} and {twin} in {other.name} are the same weight; "
-                            "remove one of them."
-                        )
-                    location[name] = (path, key, tuple(handle.get_slice(key).get_shape()))
-        return location
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of every tensor in the files."""
-        return {name: shape for name, (_, _, shape) in self._location.items()}
-
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor by its published name, mapped from its file."""
-        path, key, _ = self._location[name]
-        if path not in self._handles:
-            self._handles[path] = self._stack.enter_context(_open(path))
-        return self._handles[path].get_tensor(key)
-
-    def __enter__(self) -> WeightFiles:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._handles.clear()
-        self._stack.close()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(folder, index.name).get("weight_map")
-        if not weight_map:
-            raise CheckpointError(f"{index}: weight_map is empty or missing; copy the file again.")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            refuse("weight_map", weight_map, "an object of file names", file=str(index))
-        names = sorted(set(weight_map.values()))
-        escaped = [name for name in names if not _is_plain_file_name(name)]
-        if escaped:
-            raise CheckpointError(
-                f"{index}: weight_map names {str(escaped)[:200]}, which are no file names or lie outside the folder; "
-                "use plain file names."
-            )
-        paths = [folder / name for name in names]
-    else:
-        paths = (
-            [folder / "model.safetensors"]
-            if (folder / "model.safetensors").exists()
-            else sorted(folder.glob("*.safetensors"))
-        )
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
-        raise CheckpointError(
-            f"{folder}: {', '.join(missing)} is named in {index.name} but not there; download it again."
-        )
-    if not paths:
-        bins = any(folder.glob("*.bin"))
-        raise CheckpointError(
-            f"{folder}: there are {'only .bin weights, which can run code when opened' if bins else 'no weights'}; "
-            + (
-                "convert them with transformers: AutoModel.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)."
-                if bins
-                else "put model.safetensors there."
-            )
-        )
-    return paths
-
-
-def _is_plain_file_name(name: str) -> bool:
-    return (
-        name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\:") and len(name.encode()) < 256
-    )
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except Exception as error:  # safetensors raises its own type, which older versions do not export
-        raise CheckpointError(f"{path}: it is not a whole safetensors file ({error}); download it again.") from None
-
-
 def _parse(parse: Any, hf: dict[str, Any], folder: Path) -> Any:
     """parse(hf), with a missing or mistyped key told as a CheckpointError."""
     try:
@@ -357,14 +206,16 @@ def _parse(parse: Any, hf: dict[str, Any], folder: Path) -> Any:
 
 
 def _stored_dtype(hf: dict[str, Any]) -> torch.dtype:
-    name = hf.get("dtype") or hf.get("torch_dtype") or hf.get("text_config", {}).get("torch_dtype")
+    """The whole model's, else the text half's, under the key of transformers 5 or of those before; float32 where none says."""
+    configs = (hf, section(hf, "text_config", optional=True))
+    name = next((c[key] for c in configs for key in ("dtype", "torch_dtype") if c.get(key)), None)
     return DTYPES.get(str(name), torch.float32)
 
 
 def _eos_token_ids(folder: Path, hf: dict[str, Any]) -> tuple[int, ...]:
     """generation_config.json's, else config.json's: an id or a list."""
     generation = read_json(folder, "generation_config.json", default={})
-    text = hf.get("text_config", {})
+    text = section(hf, "text_config", optional=True)
     eos: Any = next((c["eos_token_id"] for c in (generation, hf, text) if c.get("eos_token_id") is not None), [])
     ids = eos if isinstance(eos, list) else [eos]
     if any(type(i) is not int for i in ids):

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; 1 and one sentence on stderr for an error of the user's, 2 for wrong usage."""
     args = _parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
+            with suppress(io.UnsupportedOperation):  # a stdin of which some is read
+                stream.reconfigure(errors="replace")  # what cannot be read or shown becomes a sign that says so
     try:
         return args.run(args)
     except VlmfxError as error:
@@ -45,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("question")
     verb.add_argument("--model", default="scenes", help='folder, hub id, or "scenes", the shipped model (default)')
     verb.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; repeat for several")
+    verb.add_argument("--video", action="append", default=[], metavar="FILE", help="a video; repeat for several")
     verb.add_argument(
         "--raw", action="store_true", help="take the question as the whole prompt, without the chat template"
     )
@@ -71,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--model", required=True, help="folder or hub id")
     verb.add_argument("--text", action="append", default=[], help="follows the images; repeat for a vector each")
     verb.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; repeat for several")
+    verb.add_argument("--video", action="append", default=[], metavar="FILE", help="a video; repeat for several")
     verb.add_argument("--dimensions", type=int, help="keep so many numbers of each vector")
     verb.add_argument("--raw", action="store_true", help="take each text as a whole prompt, without the chat template")
     verb.add_argument("-o", "--output", metavar="FILE", help=".npy or .safetensors; JSON on the terminal without it")
@@ -80,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("chat", help="talk with a model about images")
     verb.add_argument("--model", default="scenes", help='folder, hub id, or "scenes", the shipped model (default)')
     verb.add_argument("--image", action="append", default=[], metavar="FILE", help="an image of the first message")
+    verb.add_argument("--video", action="append", default=[], metavar="FILE", help="a video of the first message")
     verb.add_argument("--system", metavar="TEXT", help="the system message")
     _add_sampling(verb)
     _add_loading(verb)
@@ -105,7 +110,7 @@ def _add_loading(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
     verb.add_argument("--device", default="auto", help="auto, cpu, cuda or mlu")
     verb.add_argument("--max-model-len", type=int)
-    verb.add_argument("--chat-template", metavar="FILE")
+    verb.add_argument("--chat-template", metavar="FILE", help="or the name of a shipped one")
     verb.add_argument("--revision")
     verb.add_argument("--trust-remote-code", action="store_true", help="accepted; no remote code is ever run")
     verb.add_argument(
@@ -114,6 +119,8 @@ def _add_loading(verb: argparse.ArgumentParser) -> None:
         metavar="image=N,...",
         help='the most images and videos a prompt may hold; repeat, separate by commas, or give JSON ({"image": 2})',
     )
+    verb.add_argument("--media-io-kwargs", metavar="JSON", help='how to sample videos: {"video": {"num_frames": 8}}')
+    verb.add_argument("--mm-processor-kwargs", metavar="JSON", help='settings of the model\'s own: {"num_crops": 16}')
     verb.add_argument(
         "--allowed-local-media-path", metavar="DIR", help="file: URLs may lie below it; by default none may"
     )
@@ -127,7 +134,17 @@ def _loading(args: argparse.Namespace) -> dict[str, Any]:
         "dtype", "device", "max_model_len", "chat_template", "revision", "trust_remote_code", "limit_mm_per_prompt",
         "allowed_local_media_path", "allowed_media_domains", "private_media_hosts",
     )  # fmt: skip
-    return {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in names}
+    return options | {name: _json(args, name) for name in ("media_io_kwargs", "mm_processor_kwargs")}
+
+
+def _json(args: argparse.Namespace, name: str) -> Any:
+    """The value of an option that is written in JSON; None without it."""
+    text = getattr(args, name)
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(name, f"it is not JSON ({error}); quote it as in '{{\"name\": 1}}'.", found=text) from None
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -136,12 +153,7 @@ def generate(args: argparse.Namespace) -> int:
 
     params = _sampling(args)
     llm = LLM(args.model, **_loading(args))
-    prompt: dict[str, Any] = (
-        {"prompt": args.question, "multi_modal_data": {"image": args.image}}
-        if args.raw
-        else chat(args.image, args.question)
-    )
-    llm.generate(prompt, params, on_text=lambda number, text: print(text, end="", flush=True))
+    llm.generate(_prompt(args, args.question), params, on_text=lambda number, text: print(text, end="", flush=True))
     print()
     return 0
 
@@ -152,17 +164,14 @@ def embed(args: argparse.Namespace) -> int:
     from safetensors.torch import save_file
 
     from vlmfx.llm import LLM
-    from vlmfx.llm import embed as vectors_of
+    from vlmfx.offline import embed as vectors_of
 
     kind = Path(args.output).suffix if args.output else ""
     if kind not in ("", ".npy", ".safetensors") or (args.output and not kind):
         raise InvalidRequest("output", f"{args.output!r} ends in neither .npy nor .safetensors; name such a file.")
-    if not args.text and (args.raw or not args.image):
-        raise InvalidRequest("text", "there is nothing to embed; add --text, or --image without --raw.")
-    prompts: list[dict[str, Any]] = [
-        {"prompt": text, "multi_modal_data": {"image": args.image}} if args.raw else chat(args.image, text)
-        for text in args.text or [None]
-    ]
+    if not args.text and (args.raw or not (args.image or args.video)):
+        raise InvalidRequest("text", "there is nothing to embed; add --text, or --image or --video without --raw.")
+    prompts = [_prompt(args, text) for text in args.text or [None]]
     llm = LLM(args.model, task="embed", **_loading(args))
     vectors = vectors_of(llm, prompts[0] if len(prompts) == 1 else prompts, args.dimensions)
     try:
@@ -183,7 +192,8 @@ def talk(args: argparse.Namespace) -> int:
     from vlmfx.terminal import converse
 
     params = _sampling(args)
-    return converse(LLM(args.model, **_loading(args)), params, system=args.system, images=args.image)
+    llm = LLM(args.model, **_loading(args))
+    return converse(llm, params, system=args.system, images=args.image, videos=args.video)
 
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:
@@ -216,14 +226,8 @@ def demo(args: argparse.Namespace) -> int:
         output = llm.generate(chat([str(picture)], question))[0]
         metrics = output.metrics
         assert metrics is not None
-        assert metrics.time_to_first_token_s is not None
-        assert metrics.decode_s is not None
-        rate = (metrics.output_tokens - 1) / metrics.decode_s if metrics.output_tokens > 1 else 0.0
         print(f"\nquestion  {question}\nanswer    {output.outputs[0].text}")
-        print(
-            f"speed     {metrics.prompt_tokens} prompt tokens, first token after {metrics.time_to_first_token_s * 1e3:.0f} ms, "
-            f"then {rate:.0f} tokens per second"
-        )
+        print(f"speed     {metrics.prompt_tokens} prompt tokens, {metrics.speed}")
     return 0
 
 
@@ -251,8 +255,17 @@ def doctor(args: argparse.Namespace) -> int:
     return main(is_full=args.full, as_json=args.json)
 
 
-def chat(images: Sequence[str], text: str | None) -> dict[str, Any]:
-    """A prompt of one user message: the images, then the text."""
-    parts = [{"type": "image", "image": path} for path in images]
+def _prompt(args: argparse.Namespace, text: str | None) -> dict[str, Any]:
+    """The prompt of --image, --video and a text: a chat message, or with --raw the text as it is."""
+    if args.raw:
+        return {"prompt": text, "multi_modal_data": {"image": args.image, "video": args.video}}
+    return chat(args.image, text, args.video)
+
+
+def chat(images: Sequence[str], text: str | None, videos: Sequence[str] = ()) -> dict[str, Any]:
+    """A prompt of one user message: the images, the videos, then the text."""
+    parts = [{"type": "image", "image": path} for path in images] + [
+        {"type": "video", "video": path} for path in videos
+    ]
     parts += [{"type": "text", "text": text}] if text is not None else []
     return {"messages": [{"role": "user", "content": parts}]}

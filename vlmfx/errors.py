@@ -12,6 +12,9 @@ VlmfxError
 
 from __future__ import annotations
 
+import logging
+import re
+import reprlib
 from typing import Any
 
 
@@ -69,6 +72,66 @@ class InternalError(VlmfxError):
     """A request failed by a fault of ours, not of the request; `__cause__` is the exception."""
 
 
+class _Repr(reprlib.Repr):
+    """Repr that cuts, and names the type of what has no repr of its own, without its address."""
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        try:
+            text = repr(x)
+        except Exception:
+            text = " at 0x"
+        return f"<{type(x).__name__}>" if " at 0x" in text else text[: self.maxother]
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A user's value for a message: one line of repr, at most `limit` characters long, whatever the value is.
+
+    It cannot fail: neither 10**5000, nor a list that holds itself, nor a broken __repr__ hides the error that it is part of."""
+    short = _Repr()
+    short.maxstring = short.maxlong = short.maxother = limit
+    try:
+        text = " ".join(line.strip() for line in short.repr(value).splitlines())
+    except Exception:
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+_PRIVATE = re.compile(
+    r"""\[Errno\ -?\d+\]\s*
+    | (?::\s*)? <[^<>]*\ object(?:\ at\ 0x[0-9a-fA-F]+)?>      # what a repr says of an object
+    | (?::\s*)? <_io\.[^<>]*>
+    | (?:\ at)? \ 0x[0-9a-fA-F]{6,}
+    | :\s* '<none>'
+    | (?::\s*)? (?P<quote>['"]) (?:/|[A-Za-z]:\\) [^'"]+ (?P=quote)
+    | (?<![\w:/.<]) (?:/[^\s/'"(),;]+){2,}/? """,
+    re.VERBOSE,
+)
+
+
+def reason_of(error: BaseException, limit: int = 200) -> str:
+    """Why a library failed, for a message: its first line as part of a sentence, without memory addresses, Errno numbers and paths.
+
+    It cannot fail and is never empty: what says nothing is told by its type."""
+    try:
+        lines = str(error)[:4000].strip().splitlines() or [""]
+    except Exception:
+        lines = [""]
+    text = " ".join(_PRIVATE.sub("", lines[0]).split())
+    text = re.sub(r"[.!?]+ (?=\S)", "; ", text).rstrip(".:,; ")
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return text or type(error).__name__
+
+
 def _invalid_request(field: str, message: str, found: Any, expected: Any) -> InvalidRequest:
     """Unpickles an InvalidRequest, whose arguments are keywords in part."""
     return InvalidRequest(field, message, found=found, expected=expected)
+
+
+def as_vlmfx_error(error: Exception, doing: str) -> VlmfxError:
+    """The error itself if it is one of ours; else an InternalError that it caused, logged with its traceback."""
+    if isinstance(error, VlmfxError):
+        return error
+    logging.getLogger("vlmfx").error(doing, exc_info=error)
+    failure = InternalError(f"{doing} ({type(error).__name__}: {error}); please report it with the log's traceback.")
+    failure.__cause__ = error
+    return failure

@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,24 +21,19 @@ from vlmfx.engine import engine, pooler
 from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput, ScoringRequestOutput, score_of
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
-from vlmfx.errors import BatchError, InternalError, InvalidRequest, VlmfxError
+from vlmfx.errors import BatchError, InvalidRequest, as_vlmfx_error, shown
+from vlmfx.options import check_others
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.limits import limits_of
 from vlmfx.processing.media import MediaPolicy
-from vlmfx.processing.prompt import count_tokens as prompt_count
-from vlmfx.processing.prompt import prepare, with_options
+from vlmfx.processing.prompt import Plan, check_settings, complete, plan, with_options
+from vlmfx.processing.video import sampling_of
 
 log = logging.getLogger("vlmfx")
+NOT_PREPARED = "the prompt could not be prepared"
 
 OnError = Literal["return", "raise"]
 Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput, ScoringRequestOutput)
-# Arguments of vLLM's that are known and not to be had yet, with the one value that asks for nothing.
-NOT_YET = {
-    "tensor_parallel_size": 1,
-    "pipeline_parallel_size": 1,
-    "quantization": None,
-    "enable_lora": False,
-}
 
 
 class LLM:
@@ -45,10 +41,10 @@ class LLM:
 
     model: a folder, a hub id, "scenes" (shipped) or a Model. Options as in vLLM: dtype, device, max_model_len, max_num_seqs,
     chat_template, revision, trust_remote_code, limit_mm_per_prompt ({"image": 2}), media_io_kwargs ({"video": {"num_frames": 8}}, or
-    "fps": how video files are sampled, 32 frames by default; a prompt may say it too), allowed_local_media_path (the folder that file:
-    URLs may lie in; by default there is none), allowed_media_domains, and private_media_hosts (hosts with a private address that
-    URLs may name; by default none); task is "generate", or "embed" (also "embedding") for embed and score. Raises
-    CheckpointError, DeviceError, or InvalidRequest for an option."""
+    "fps": how video files are sampled, 32 frames by default) and mm_processor_kwargs ({"num_crops": 16}), of which a prompt's own
+    win, allowed_local_media_path (the folder that file: URLs may lie in; by default there is none), allowed_media_domains, and
+    private_media_hosts (hosts with a private address that URLs may name; by default none); task is "generate", or "embed" (also
+    "embedding") for embed and score. Raises CheckpointError, DeviceError, or InvalidRequest for an option."""
 
     def __init__(
         self,
@@ -63,6 +59,7 @@ class LLM:
         hf_token: str | bool | None = None,
         limit_mm_per_prompt: Mapping[str, int] | str | None = None,
         media_io_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
         allowed_local_media_path: str | Path | None = None,
         allowed_media_domains: Sequence[str] | None = None,
         private_media_hosts: Sequence[str] | None = None,
@@ -70,19 +67,10 @@ class LLM:
         task: str = "generate",
         **others: Any,
     ) -> None:
-        for name, value in others.items():
-            if name not in NOT_YET:
-                raise InvalidRequest(name, f"LLM has no option {name}; remove it.", found=value)
-            if value != NOT_YET[name]:
-                raise InvalidRequest(
-                    name,
-                    f"{value!r} is not implemented; leave it at {NOT_YET[name]!r}.",
-                    found=value,
-                    expected=NOT_YET[name],
-                )
-        if not isinstance(max_num_seqs, int) or max_num_seqs < 1:
+        check_others(others)
+        if type(max_num_seqs) is not int or max_num_seqs < 1:
             raise InvalidRequest(
-                "max_num_seqs", f"it is {max_num_seqs!r}; use a whole number of 1 or more.", found=max_num_seqs
+                "max_num_seqs", f"it is {shown(max_num_seqs)}; use a whole number of 1 or more.", found=max_num_seqs
             )
         self.task = checkpoint.resolve_task(task)
         media: dict[str, Any] = {
@@ -96,6 +84,8 @@ class LLM:
         media = {name: value for name, value in media.items() if value is not None}
         MediaPolicy(**media)  # what is wrong in these shows before the model is loaded
         limits_of(limit_mm_per_prompt)
+        sampling_of(media_io_kwargs)
+        settings = None if mm_processor_kwargs is None else check_settings(mm_processor_kwargs)
         if isinstance(model, Model):
             given = [name for name, value in loading.items() if value not in (None, "auto")]
             if given:
@@ -109,8 +99,9 @@ class LLM:
             self.model = model
         else:
             self.model = checkpoint.load(model, trust_remote_code=trust_remote_code, task=self.task, **loading)
-        if media or limit_mm_per_prompt is not None or media_io_kwargs is not None:
-            processor = with_options(self.model.processor, limit_mm_per_prompt, media, media_io_kwargs)
+        changes = (limit_mm_per_prompt, media or None, media_io_kwargs, settings)
+        if any(change is not None for change in changes):
+            processor = with_options(self.model.processor, limit_mm_per_prompt, media, media_io_kwargs, settings)
             self.model = replace(self.model, processor=processor)
         self.max_num_seqs = max_num_seqs
 
@@ -126,12 +117,14 @@ class LLM:
         """One RequestOutput a prompt, in order.
 
         prompts: one or a list of "text" | {"prompt", "multi_modal_data", "mm_processor_kwargs"} | {"prompt_token_ids", ...} |
-        {"messages"}. sampling_params: one for all, or one a prompt; None is greedy to EOS or min(512, rest of the context).
+        {"messages"}, or one conversation, a list of messages. sampling_params: one for all, or one a prompt; None is greedy to EOS or
+        min(512, rest of the context).
         on_text(number, text) is called with new text of each prompt as it comes. A single prompt that is wrong raises
         InvalidRequest. In a list its place holds a result with `error` set and the others finish; with on_error="raise" a
         BatchError follows that carries all outputs."""
         self._check_task("generate", "generate")
         _check_on_error(on_error)
+        prompts = as_prompt(prompts)
         is_single = not isinstance(prompts, (list, tuple))
         items = [prompts] if is_single else list(prompts)
         params = _params_for(items, sampling_params)
@@ -140,19 +133,26 @@ class LLM:
         arrival = time.perf_counter()
         for number, (item, param) in enumerate(zip(items, params, strict=True)):
             try:
-                inputs = prepare(self.model.processor, item)
-                requests.append(Request(number=number, inputs=inputs, params=param, arrival=arrival))
+                made = plan(self.model.processor, item)
             except Exception as error:
-                failure = _as_vlmfx_error(error)
-                if is_single:
-                    raise failure from failure.__cause__
+                failure = as_vlmfx_error(error, NOT_PREPARED)
                 results[number] = RequestOutput.failed(str(number), failure, prompt=_text_of(item))
+            else:
+                request = Request(
+                    number=number, num_tokens=len(made.expanded.token_ids), load=partial(_load, self.model, made),
+                    params=param, arrival=arrival, prompt=made.prompt,
+                )  # fmt: skip
+                requests.append(request)
         outputs = engine.run(self.model, requests, max_num_seqs=self.max_num_seqs, on_text=on_text or _ignore)
         for output in tqdm(
             outputs, total=len(requests), desc="generate", unit="prompt", disable=not use_tqdm or len(items) < 2
         ):
             results[int(output.request_id)] = output
-        return _reported([r for r in results if r is not None], on_error)
+        done = [r for r in results if r is not None]
+        failure_of_one = done[0].error if is_single else None
+        if failure_of_one is not None:
+            raise failure_of_one from failure_of_one.__cause__
+        return _reported(done, on_error)
 
     def chat(
         self,
@@ -204,6 +204,7 @@ class LLM:
         prompts, on_error and what a wrong prompt does are as in `generate`. dimensions: only so many of a vector's first numbers are
         kept, before it is brought to unit length (matryoshka embeddings). Needs task="embed"."""
         _check_on_error(on_error)
+        prompts = as_prompt(prompts)
         is_single = not isinstance(prompts, (list, tuple))
         items = [prompts] if is_single else list(prompts)
         return _reported(self._embed(items, is_single, dimensions, use_tqdm), on_error)
@@ -215,6 +216,7 @@ class LLM:
 
         Prompts are as in `generate`. Where one of a pair is wrong its score is not a number and its `error` set. Needs task="embed"."""
         _check_on_error(on_error)
+        text_1, text_2 = as_prompt(text_1), as_prompt(text_2)
         sides = [list(side) if isinstance(side, (list, tuple)) else [side] for side in (text_1, text_2)]
         num_first, num_second = map(len, sides)
         if num_first not in (1, num_second):
@@ -241,9 +243,9 @@ class LLM:
         def prepared() -> Iterator[ModelInputs]:
             for number, item in enumerate(items):
                 try:
-                    inputs = prepare(self.model.processor, item)
+                    inputs = _load(self.model, plan(self.model.processor, item))
                 except Exception as error:
-                    failure = _as_vlmfx_error(error)
+                    failure = as_vlmfx_error(error, NOT_PREPARED)
                     if is_single:
                         raise failure from failure.__cause__
                     results[number] = EmbeddingRequestOutput.failed(str(number), failure)
@@ -266,61 +268,10 @@ class LLM:
             raise InvalidRequest("task", message, found=self.task, expected=needed)
 
 
-def generate(
-    model: str | Path | Model | LLM,
-    prompts: Any,
-    sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-    *,
-    use_tqdm: bool = True,
-    on_error: OnError = "return",
-    on_text: Callable[[int, str], None] | None = None,
-    **options: Any,
-) -> list[RequestOutput]:
-    """`LLM(model, **options).generate(prompts, sampling_params)`; an LLM or Model is used as it is, a name loads on each call."""
-    if isinstance(model, LLM):
-        if options:
-            raise InvalidRequest(next(iter(options)), "the LLM is built already; pass the option to LLM instead.")
-        llm = model
-    else:
-        if not isinstance(model, Model):
-            log.info("generate loads %s on each call; keep vlmfx.LLM(...) or vlmfx.load(...) to load it once", model)
-        llm = LLM(model, **options)
-    return llm.generate(prompts, sampling_params, use_tqdm=use_tqdm, on_error=on_error, on_text=on_text)
-
-
-def embed(
-    model: str | Path | Model | LLM,
-    prompts: Any,
-    dimensions: int | None = None,
-    *,
-    use_tqdm: bool = True,
-    **options: Any,
-) -> torch.Tensor:
-    """The embeddings of one prompt or a list of them, (n, dimensions or hidden) float32 on the CPU, each row of unit length.
-
-    prompts, model and options are as in `generate`; dimensions as in `LLM.embed`. A wrong prompt in a list raises BatchError once the
-    others are done, whose outputs are those of `LLM.embed`: a row of a matrix could not say that it failed."""
-    if isinstance(model, LLM):
-        if options:
-            raise InvalidRequest(next(iter(options)), "the LLM is built already; pass the option to LLM instead.")
-        llm = model
-    else:
-        if not isinstance(model, Model):
-            log.info("embed loads %s on each call; keep vlmfx.LLM(...) or vlmfx.load(...) to load it once", model)
-        llm = LLM(model, **{"task": "embed", **options})
-    outputs = llm.embed(prompts, dimensions=dimensions, use_tqdm=use_tqdm, on_error="raise")
-    width = dimensions or llm.model.config.text.hidden_size
-    return torch.tensor([o.outputs.embedding for o in outputs], dtype=torch.float32).reshape(-1, width)
-
-
-def count_tokens(model: str | Path | Model | LLM, prompt: Any, **options: Any) -> int:
-    """Tokens of a prompt in any form that `generate` takes, or of a list of chat messages; image headers are read, no pixel is decoded.
-
-    A name loads the processor on each call, not the weights. Raises InvalidRequest as `generate` would."""
-    loaded = model.model if isinstance(model, LLM) else model
-    processor = loaded.processor if isinstance(loaded, Model) else checkpoint.load_only_processor(loaded, **options)
-    is_conversation = isinstance(prompt, list) and prompt and isinstance(prompt[0], dict) and "role" in prompt[0]
-    return prompt_count(processor, {"messages": prompt} if is_conversation else prompt)
+def as_prompt(given: Any) -> Any:
+    """A bare list of messages as the one prompt that it is; all else as it came."""
+    is_conversation = isinstance(given, list) and given and isinstance(given[0], dict) and "role" in given[0]
+    return {"messages": given} if is_conversation else given
 
 
 def _params_for(items: list[Any], given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
@@ -345,7 +296,7 @@ def _params_for(items: list[Any], given: SamplingParams | Sequence[SamplingParam
 
 def _check_on_error(on_error: str) -> None:
     if on_error not in ("return", "raise"):
-        raise InvalidRequest("on_error", f'it is {on_error!r}; use "return" or "raise".', found=on_error)
+        raise InvalidRequest("on_error", f'it is {shown(on_error)}; use "return" or "raise".', found=on_error)
 
 
 def _reported(outputs: list[Output], on_error: OnError) -> list[Output]:
@@ -359,16 +310,17 @@ def _reported(outputs: list[Output], on_error: OnError) -> list[Output]:
     return outputs
 
 
-def _as_vlmfx_error(error: Exception) -> VlmfxError:
-    """The error itself if it is one of ours; else an InternalError that it caused, logged with its traceback."""
-    if isinstance(error, VlmfxError):
-        return error
-    log.error("a prompt could not be prepared", exc_info=error)
-    failure = InternalError(
-        f"the prompt could not be prepared ({type(error).__name__}: {error}); please report it with the log's traceback."
-    )
-    failure.__cause__ = error
-    return failure
+def _load(model: Model, made: Plan) -> ModelInputs:
+    """The inputs of a plan. Raises InvalidRequest also for ready embeddings that the model's dtype cannot hold."""
+    inputs = complete(model.processor, made)
+    if inputs.embeds is not None and not bool(inputs.embeds.to(model.dtype).isfinite().all()):
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise InvalidRequest(
+            "multi_modal_data.image",
+            f"embeddings hold values beyond {dtype}, which the model computes in; check what made them.",
+            expected=dtype,
+        )
+    return inputs
 
 
 def _text_of(item: Any) -> str | None:

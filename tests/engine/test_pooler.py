@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import invariants
-from tests.golden_cases import TINY, load_model
+from tests.golden_cases import EVERY, TINY, load_model
 from tests.pictures import mixed
 from vlmfx.checkpoint import Model
 from vlmfx.engine import pooler, runner
@@ -19,9 +19,9 @@ from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.prompt import prepare
 
 
-@pytest.fixture(params=TINY)
+@pytest.fixture(params=EVERY)
 def model(request: pytest.FixtureRequest) -> Model:
-    return load_model(TINY[request.param])
+    return load_model(EVERY[request.param])
 
 
 def prepared(model: Model) -> list[ModelInputs]:

@@ -3,7 +3,7 @@ cross it."""
 
 from __future__ import annotations
 
-import inspect
+import importlib
 import json
 from dataclasses import replace
 from functools import lru_cache
@@ -19,6 +19,7 @@ from torch import Tensor
 from tests import invariants
 from tests.golden_cases import load_model
 from tests.small_phi3_v import FOLDER
+from tests.versions import transformers_from
 from vlmfx import LLM, CheckpointError, SamplingParams
 from vlmfx.checkpoint import Model
 from vlmfx.engine import runner
@@ -38,7 +39,7 @@ def config_json() -> dict[str, Any]:
 @lru_cache
 def reference() -> Any:
     """transformers' model of the folder's text half, in float32."""
-    transformers = pytest.importorskip("transformers")
+    transformers = importlib.import_module("transformers")
     hf = config_json()
     keys: tuple[str, ...] = (
         "vocab_size",
@@ -151,15 +152,13 @@ def test_which_tokens_are_long():
 @pytest.mark.parametrize("is_long", [False, True])
 def test_the_table_is_the_references_to_the_bit(is_long):
     """With the published lengths, up to the last position; in bfloat16 it is the float32 table, rounded once."""
-    phi3_code = pytest.importorskip("transformers.models.phi3.modeling_phi3")
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_from(5, 0, "has the table in a class of another form")
+    phi3_code = importlib.import_module("transformers.models.phi3.modeling_phi3")
     lengths = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
     hf = {**config_json(), **lengths}
     scaling = {**hf["rope_scaling"], "type": "longrope"}
     heads = {"hidden_size": hf["hidden_size"], "num_attention_heads": hf["num_attention_heads"]}
     module = phi3_code.Phi3RotaryEmbedding
-    if "config" not in inspect.signature(module).parameters:
-        pytest.skip("this transformers has the table in a class of another form")
     config = transformers.Phi3Config(**heads, **lengths, rope_theta=10000.0, rope_scaling=scaling)
     cfg = phi3.text_config(hf)
     positions = torch.arange(131072 if is_long else 4096)

@@ -144,6 +144,17 @@ def test_what_a_checkpoint_may_hold_besides():
     assert not any(phi3_v.is_unused(cfg, name) for name in source_names(phi3_v.param_specs(cfg)))
 
 
+@pytest.mark.parametrize("value", [None, [], "x"])
+@pytest.mark.parametrize("key", ["embd_layer", "img_processor"])
+def test_a_section_that_is_no_object_is_named(key, value):
+    hf = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+    with pytest.raises(CheckpointError, match=f"config.json: {key} is .*, expected an object"):
+        phi3_v.config({**hf, key: value})
+    if value is not None:
+        with pytest.raises(CheckpointError, match=r"img_processor\.vision_config is .*, expected an object"):
+            phi3_v.config({**hf, "img_processor": {**hf["img_processor"], "vision_config": value}})
+
+
 @pytest.mark.parametrize(
     ("section", "changed", "says"),
     [

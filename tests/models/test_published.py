@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from vlmfx import weights
-from vlmfx.checkpoint import FAMILIES, published_name
+from vlmfx.checkpoint import FAMILIES
 from vlmfx.tree import leaves, tree_map
+from vlmfx.weight_files import published_name
 
 CLIP_L_336 = {
     "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,

@@ -8,10 +8,11 @@ import torch
 from tests.golden_cases import TINY, load_model
 from tests.pictures import picture
 from tests.qwen_reference import Clip, Reference, assert_equal_stages, reference_of, saved_variant
+from tests.versions import transformers_from
 from vlmfx.models.vision_inputs import concat
 from vlmfx.processing import qwen2_5_vl
 
-pytest.importorskip("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", exc_type=ImportError)
+transformers_from(4, 52, "lacks the family, or its nested config")
 
 FOLDER = TINY["qwen2_5_vl"]
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -9,11 +9,12 @@ from tests import invariants
 from tests.golden_cases import TINY, load_model
 from tests.pictures import about, picture
 from tests.qwen_reference import Clip, Reference, assert_equal_stages, reference_of, saved_variant
+from tests.versions import transformers_from
 from vlmfx import LLM, SamplingParams
 from vlmfx.processing.prompt import prepare
 from vlmfx.processing.qwen3_vl import VIDEO_PIXELS
 
-pytest.importorskip("transformers.models.qwen3_vl.modeling_qwen3_vl", exc_type=ImportError)
+transformers_from(4, 57, "lacks the family")
 
 FOLDER = TINY["qwen3_vl"]
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"

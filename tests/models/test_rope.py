@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import importlib
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.strategies import SEEDS, normal
+from tests.versions import transformers_from
 from vlmfx.models.rope import LongRope, rope
 from vlmfx.ops.rotary import RotaryTable, rotary
 
@@ -36,9 +37,8 @@ def angles_of(table: RotaryTable) -> tuple[Tensor, Tensor]:
 
 def mrope_tables(family: str, cfg: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of transformers' module for positions (3, tokens)."""
-    modeling = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
-    if not hasattr(modeling, "Qwen2VLTextConfig") and family == "qwen2_vl":
-        pytest.skip("this transformers has one config for both halves of Qwen2-VL")
+    transformers_from(5, 0, "takes the settings of rope in another form")
+    modeling = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     prefix = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family]
     settings = {"rope_type": "default", "mrope_section": [*cfg.mrope_section], "rope_theta": cfg.rope_theta}
     config = getattr(modeling, f"{prefix}TextConfig")(
@@ -106,7 +106,8 @@ def test_angles_are_float32_in_bfloat16():
 @settings(max_examples=50, deadline=None)
 @given(positions=st.lists(POSITIONS, min_size=1, max_size=6), is_long=st.booleans())
 def test_long_rope_equals_transformers(positions, is_long):
-    modeling = pytest.importorskip("transformers.models.phi3.modeling_phi3")
+    transformers_from(5, 0, "takes the settings of rope in another form")
+    modeling = importlib.import_module("transformers.models.phi3.modeling_phi3")
     short, long = [1.0, 1.1, 1.5, 2.0], [1.0, 4.0, 9.0, 33.0]
     settings_ = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": short, "long_factor": long}
     config = modeling.Phi3Config(
@@ -117,8 +118,6 @@ def test_long_rope_equals_transformers(positions, is_long):
     ids = torch.tensor([[*positions, 50_000 if is_long else 0]])
     if not is_long:
         ids = ids % 4096
-    if "config" not in inspect.signature(modeling.Phi3RotaryEmbedding).parameters:
-        pytest.skip("this transformers has another rotary module for Phi-3")
     module = modeling.Phi3RotaryEmbedding(config)
     cos, sin = module(torch.zeros(1), ids)
     long_rope = LongRope(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import vlmfx
 from tests import golden_cases
 from tests.golden_cases import COMMITTED, TINY, load_model
 from tests.pictures import picture
+from tests.versions import transformers_from
 from vlmfx.cli import main
 from vlmfx.errors import CheckpointError, InvalidRequest
 from vlmfx.parity.report import Report, Sample, compare
@@ -47,7 +49,7 @@ def test_every_golden_case_agrees(case):
 
 @pytest.fixture
 def transformers() -> Any:
-    return pytest.importorskip("transformers")
+    return transformers_from(4, 46, "is older than the oldest promised")
 
 
 def skip_what_is_too_old(transformers: Any, family: str) -> None:
@@ -91,6 +93,21 @@ def test_bfloat16_is_compared_by_its_own_tolerance():
     assert report.dtype == "bfloat16"
     (logits,) = [c for c in report.comparisons if c.name == "last_logits"]
     assert (logits.largest or 0.0) > 2e-2, "float32's tolerance would do"
+
+
+@pytest.mark.parametrize(("factor", "stage"), [(1.01, None), (1.2, "projected")])
+def test_bfloat16_still_finds_a_fault(factor, stage, copy):
+    """A merger that is off by a hundredth is within what bfloat16 may do; by a fifth it is not."""
+    model, case = copy(QWEN)
+    edit_weight("visual.merger.mlp.2.weight", lambda t: t * factor)(model, case)
+    assert departed(vlmfx.verify(model, golden=case, dtype="bfloat16", device="cpu")) == stage
+
+
+@pytest.mark.parametrize(("difference", "is_ok"), [(0.39, True), (0.41, False)])
+def test_narrow_types_are_held_to_a_share_of_the_range(difference, is_ok):
+    theirs = torch.tensor([-4.0, 0.0, 6.0])  # 4 percent of a range of 10
+    mine = theirs + torch.tensor([0.0, difference, 0.0])
+    assert compare("", "logits", "last_logits", mine, theirs, is_narrow=True).is_ok is is_ok
 
 
 # Faults, each made in a copy of a model folder or of a golden case.
@@ -235,6 +252,40 @@ def test_wrong_pixels_and_ids_depart_from_transformers(transformers):
     assert departed(vlmfx.verify(replace(model, processor=wrong), against="transformers")) == "ids"
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_code_of_a_checkpoint_is_not_run(is_known, tmp_path, transformers, monkeypatch):
+    """Not even where transformers, left alone, would ask on stdin and be answered yes."""
+    skip_what_is_too_old(transformers, "llava")
+    folder, marker = tmp_path / "model", tmp_path / "was-run"
+    shutil.copytree(TINY["llava"], folder)
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n", encoding="utf-8")
+    names = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoProcessor")
+    auto_map = {**dict.fromkeys(names, "evil.Evil"), "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    for file in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        config = json.loads((folder / file).read_text(encoding="utf-8")) | {"auto_map": auto_map}
+        if not is_known:
+            config.pop("tokenizer_class", None)
+            config.pop("model_type", None)
+        (folder / file).write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda *args: "y")
+    model = replace(load_model(TINY["llava"]), name=str(folder))
+    with suppress(vlmfx.VlmfxError):
+        vlmfx.verify(model, against="transformers")
+    assert not marker.exists()
+
+
+def test_pickled_weights_are_not_read(tmp_path, transformers):
+    skip_what_is_too_old(transformers, "llava")
+    folder = tmp_path / "model"
+    shutil.copytree(TINY["llava"], folder)
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    model = replace(load_model(TINY["llava"]), name=str(folder))
+    with pytest.raises(CheckpointError, match=r"safetensors.*use --golden DIR"):
+        vlmfx.verify(model, against="transformers")
+
+
 # What cannot be compared is told in a sentence.
 
 
@@ -280,6 +331,15 @@ def test_a_broken_golden_or_model_is_told(tmp_path, copy):
         vlmfx.verify(model, golden=case)
     with pytest.raises(CheckpointError):
         vlmfx.verify(tmp_path / "case", golden=COMMITTED / LLAVA)
+
+
+@pytest.mark.parametrize("file", ["golden.safetensors", "input/prompt.txt"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\xff\xfe\xff")])
+def test_a_golden_with_a_file_lost_or_damaged_is_told(file, damage, copy):
+    model, case = copy(LLAVA)
+    damage(case / file)
+    with pytest.raises(InvalidRequest, match=rf"^golden: .*{file} cannot be read .*; restore the file\.$"):
+        vlmfx.verify(model, golden=case, device="cpu")
 
 
 # The command line.

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.invariants import is_one_sentence
+from tests.versions import transformers_from
 from vlmfx.errors import CheckpointError, InvalidRequest
+from vlmfx.processing import chat as chat_module
 from vlmfx.processing.chat import load_chat_template, render_chat, template_takes_parts
 from vlmfx.processing.messages import messages_for_template
 from vlmfx.processing.tokenizer import Tokenizer
@@ -60,9 +63,7 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 @pytest.mark.parametrize("name", list(CONVERSATIONS))
 def test_goldens_render_as_in_transformers(folder, name):
-    transformers = pytest.importorskip("transformers", reason="transformers is the oracle here")
-    if int(transformers.__version__.split(".")[0]) < 5:
-        pytest.skip(f"transformers {transformers.__version__} is older than the version followed (5)")
+    transformers = transformers_from(5, 0, "is older than the version followed (5)")
     template = load_chat_template(folder)
     theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ours = Tokenizer.load(folder)
@@ -192,7 +193,7 @@ def test_a_video_for_a_model_that_takes_none(takes_parts):
     ("messages", "field", "says"),
     [
         ([user({"type": "audio", "audio": "x"})], "messages[0].content[0]", "text, image, image_url, image_embeds"),
-        ([user({"text": "x"})], "messages[0].content[0]", "text, image"),
+        ([user({"words": "x"})], "messages[0].content[0]", "text, image"),
         ([user(3)], "messages[0].content[0]", "'int'"),
         ([user("x"), user({"type": "text"})], "messages[1].content[0]", "text"),
         ([user({"type": "image"})], "messages[0].content[0]", "image"),
@@ -256,6 +257,90 @@ def test_templates_that_fail(template, says):
         render_chat(template, [user("hi")], special_tokens={})
     assert caught.value.field == "chat_template"
     assert says in str(caught.value)
+
+
+B = "{% set b = 'a' * 1000000 %}"
+NS = "{% set ns = namespace(a='aa', l=[1]) %}{% for i in range(60) %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ('a' * 3000000000) | length }}",
+        "{{ (3000000000 * [1]) | length }}",
+        "{{ 10 ** (10 ** 9) }}",
+        "{{ '%900000000d' % 1 }}",
+        "{{ '%*d' % (900000000, 1) }}",
+        "{{ '{:>900000000}'.format(1) }}",
+        "{{ '%900000000d' | format(1) }}",
+        "{{ 'a' | center(10 ** 9) }}",
+        "{{ 'a'.ljust(10 ** 9) }}",
+        "{{ 'a' | indent(10 ** 9, true) }}",
+        "{{ [1] | tojson(indent=10 ** 9) }}",
+        "{{ [] | slice(10 ** 12) | list }}",
+        "{{ [1] | batch(10 ** 9, 1) | list }}",
+        "{{ lipsum(n=10 ** 9) }}",
+        "{{ range(99999) | map('center', 1000000) | list | length }}",
+        "{{ (range(99999) | join('a' * 100000)) | length }}",
+        B + "{{ b.replace('a', b) | length }}",
+        B + "{{ b | replace('a', b) | length }}",
+        B + "{{ b.join(range(99999) | map('string')) | length }}",
+        B + "{% set x %}{% for i in range(99999) %}{{ b }}{% endfor %}{% endset %}",
+        B + "{{ ('{0}' * 100000).format(b) | length }}",
+        B + "{% for i in range(99999) %}{% if 'c' in b %}{% endif %}{% endfor %}",
+        B + "{% for i in range(99999) %}{% if b[1:] %}{% endif %}{% endfor %}",
+        NS + "{% set ns.a = ns.a ~ ns.a %}{% endfor %}{{ ns.a | length }}",
+        NS + "{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a | length }}",
+        NS + "{% set ns.l = ns.l + ns.l %}{% endfor %}{{ ns.l | length }}",
+        NS + "{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
+        NS + "{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l | tojson | length }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(9999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+        "{% for i in range(9) recursive %}{% if loop.depth < 30 %}{{ loop(range(9)) }}{% endif %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)  # fmt: skip
+def test_templates_end_soon_and_take_little_memory(template):
+    """Each would take gigabytes or never end; resident memory, as the sandbox's own work is not Python's alone."""
+    resource = pytest.importorskip("resource")
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(InvalidRequest) as caught:
+        render_chat(template, [user("hi")], special_tokens={})
+    assert is_one_sentence(caught.value)
+    assert time.process_time() - start < 20  # about one, alone
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_200_000
+
+
+def test_long_conversations_are_within_the_bounds():
+    chat = [user("word " * 1000) if i % 2 == 0 else {"role": "assistant", "content": "yes"} for i in range(1000)]
+    template = STRINGS.replace("{{", "{% if loop.index0 == messages | length - 1 and 'x' in m.content %}!{% endif %}{{")
+    assert len(render_chat(template, chat, special_tokens={})) == sum(len(m["content"] + m["role"]) + 3 for m in chat)
+
+
+def test_what_bounded_filters_and_operators_give():
+    template = (
+        "{{ 'a' * 3 }}{{ [1] * 2 }}{{ [1] + [2] }}{{ 'a' + 'b' }}{{ 1 + 2 }}{{ 2 ** 3 }}{{ 7 % 4 }}{{ '%s-%d' % ('x', 3) }}"
+        "{{ 'a' ~ 1 ~ none }}{{ 'x\ny' | indent(1) }}{{ [1, 2] | join(',') }}{{ 'aba'.replace('a', 'c') }}{{ ','.join(['p', 'q']) }}"
+        "{{ [3, 1] | sort | first }}{{ '{}!{k}'.format(1, k=2) }}{{ 'abc'[1:] }}{{ 1 < 2 < 3 }}{{ 1.5 * 2 }}"
+        "{{ [[1, 2]] | map('sum') | list }}"
+        "{% for i in [1, 2, 3] if i != 2 %}{{ loop.index }}{{ loop.last }}{% else %}-{% endfor %}{% filter upper %}z{% endfilter %}"
+    )
+    assert render_chat(template, [], special_tokens={}) == (
+        "aaa[1, 1][1, 2]ab383x-3a1Nonex\n y1,2cbcp,q11!2bcTrue3.0[3]1False2TrueZ"
+    )
+
+
+def test_a_prompt_that_is_too_long_is_refused(monkeypatch):
+    monkeypatch.setattr(chat_module, "MAX_CHARS", 1000)
+    assert len(render_chat("{{ 'a' * 1000 }}", [], special_tokens={})) == 1000
+    with pytest.raises(InvalidRequest, match="it writes more than 1000 characters") as caught:
+        render_chat("{{ 'a' * 1000 }}a", [], special_tokens={})
+    assert caught.value.field == "chat_template"
+
+
+def test_a_template_that_is_too_long_is_refused():
+    with pytest.raises(InvalidRequest, match="expected at most 1048576; shorten it"):
+        render_chat("a" * (2**20 + 1), [], special_tokens={})
 
 
 def test_continue_final_message():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmfx.errors import InvalidRequest
-from vlmfx.processing.inputs import MediaLayout, expand_placeholders, index_features
+from vlmfx.processing.inputs import MediaLayout, check_ratio, expand_placeholders, index_features, plain_positions
 
 MARK = 9
 
@@ -53,3 +53,17 @@ def test_another_number_of_images_is_refused(case, more):
     with pytest.raises(InvalidRequest) as caught:
         expand_placeholders(ids, MARK, layouts_of(other))
     assert (caught.value.found, caught.value.expected) == (len(rows), len(other))
+
+
+def test_a_ratio_is_refused_only_beyond_the_most():
+    check_ratio(1, 64, 64, "image")
+    check_ratio(64, 1, 64, "image")
+    for height, width in ((1, 65), (65, 1)):
+        with pytest.raises(InvalidRequest, match=f"image: its sides are {width} x {height}, a ratio over 64") as caught:
+            check_ratio(height, width, 64, "image")
+        assert (caught.value.found, caught.value.expected) == (65, 64)
+
+
+def test_plain_positions():
+    positions, following = plain_positions(None, [7, 7, 8], {})
+    assert (positions.tolist(), following) == ([0, 1, 2], 3)

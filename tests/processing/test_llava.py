@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from tests.golden_cases import SHARED, TINY, load_model
 from tests.pictures import about, picture
 from tests.processing import references
+from tests.versions import transformers_from
 from vlmfx.checkpoint import load_processor
 from vlmfx.errors import CheckpointError, InvalidRequest
 from vlmfx.models.llava import LlavaConfig
@@ -60,7 +60,7 @@ def test_pixels_of_the_published_size_equal_transformers(width, height):
 @pytest.mark.parametrize(("words", "sizes"), [("Hi", []), ("What?", [(30, 40)]), ("Compare. \n", [(9, 9), (100, 20)])])
 def test_ids_equal_transformers(words, sizes):
     """One placeholder an image becomes 36 (84 / 14 squared), as in transformers' LlavaProcessor; bos comes once."""
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_from(4, 46, "is older than the oldest promised")
     processor = load_model(TINY["llava"]).processor
     images = [picture(w, h) for w, h in sizes]
     request = about(load_model(TINY["llava"]), *images, text=words)
@@ -82,10 +82,10 @@ def test_576_tokens_an_image_of_336_pixels():
 
 def test_a_long_line_is_refused_before_it_is_resized():
     cfg = load_model(TINY["llava"]).processor.config
-    llava.crop_image(cfg, Image.new("RGB", (64, 1)))
+    llava.layout(cfg, (1, 64))
     for size in ((65, 1), (1, 65), (1_000_000, 2)):
         with pytest.raises(InvalidRequest, match="a ratio over 64; crop it"):
-            llava.crop_image(cfg, Image.new("RGB", size))
+            llava.layout(cfg, size)
 
 
 def test_a_crop_that_is_not_the_towers_size_is_refused():

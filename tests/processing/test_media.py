@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from tests.invariants import is_one_sentence
 from vlmfx.errors import InvalidRequest
 from vlmfx.processing import embed_files, media, web
 from vlmfx.processing.media import MediaPolicy, fetch, load
@@ -105,8 +106,7 @@ def refused(url: str, policy: MediaPolicy | None = None, *, says: str = "", hide
     assert error.field == FIELD
     text = str(error)
     assert says in text, text
-    assert text.endswith(".")
-    assert text.count("\n") == 0
+    assert is_one_sentence(error), text
     for word in hides:
         assert word not in text
     return text
@@ -319,6 +319,12 @@ def test_the_next_address_is_tried(names, connected):
         assert fetch(f"http://some.example:{server.port}/", policy, FIELD) == BODY
         assert server.requests[0].split("\r\n")[1] == f"Host: some.example:{server.port}"
     assert [address[0] for address in connected] == ["2606:4700::1", "127.0.0.1"]
+
+
+def test_at_most_8_addresses_are_tried(names, connected):
+    names["many.example"] = [f"93.184.216.{i}" for i in range(20)]
+    refused("http://many.example/", says="no whole answer")
+    assert [address[0] for address in connected] == names["many.example"][:8]
 
 
 @pytest.mark.parametrize(
@@ -720,6 +726,22 @@ def test_a_link_that_is_put_there_after_the_check(folder, monkeypatch):
     assert (folder / "open" / "in" / "key").read_bytes() == b"secret"
 
 
+def test_a_file_that_turns_into_a_link_before_it_is_opened(folder, monkeypatch):
+    real = os.open
+
+    def opening(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if path == "a.png" and options.get("dir_fd") is not None:
+            (folder / "open" / "a.png").unlink()
+            (folder / "open" / "a.png").symlink_to(folder / "secret" / "key")
+        return real(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", opening)
+    refused(
+        f"file://{folder}/open/a.png", MediaPolicy(allowed_local_media_path=folder / "open"), says="no readable file"
+    )
+    assert (folder / "open" / "a.png").read_bytes() == b"secret"
+
+
 # ---- parts
 
 
@@ -885,8 +907,7 @@ def test_embeddings_that_are_none(name, tmp_path, monkeypatch):
         with pytest.raises(InvalidRequest) as caught:
             load(part("image_embeds", value), MediaPolicy())
         assert caught.value.field == FIELD
-        assert str(caught.value).endswith(".")
-        assert "\n" not in str(caught.value)
+        assert is_one_sentence(caught.value)
     assert not (tmp_path / "was-unpickled").exists()
 
 
@@ -918,6 +939,32 @@ def test_files_in_multi_modal_data(tmp_path):
     with pytest.raises(InvalidRequest, match="never read") as caught:
         embed_files.read_files({"image_embeds": HARMFUL["torch.save"]}, FIELD)
     assert caught.value.field == f"{FIELD}.image_embeds"
+
+
+def test_embeddings_that_are_too_large_or_too_many():
+    blob = npy(ROWS.numpy())
+    text = base64.b64encode(blob).decode()
+    assert torch.equal(load(part("image_embeds", text), MediaPolicy(max_bytes=len(blob))), ROWS)
+    with pytest.raises(InvalidRequest, match="the text holds more than 100 bytes; send a smaller file"):
+        load(part("image_embeds", text), MediaPolicy(max_bytes=100))
+    assert len(load(part("image_embeds", save({str(i): ROWS.clone() for i in range(8)})), MediaPolicy())) == 8
+    with pytest.raises(InvalidRequest, match="holds 9 tensors, expected at most 8"):
+        load(part("image_embeds", save({str(i): ROWS.clone() for i in range(9)})), MediaPolicy())
+    with pytest.raises(InvalidRequest, match="its values are of type float128, not numbers"):
+        load(part("image_embeds", npy_claiming("(4,)", bytes(64), "<f16")), MediaPolicy())
+
+
+def test_embeddings_count_among_the_bytes_of_a_prompt():
+    policy = MediaPolicy(max_total_bytes=ROWS.nbytes)
+    grid: Any = {"image_embeds": ROWS, "image_grid_thw": [[1, 4, 4]]}
+    for value in (ROWS, grid):
+        items = [part("image_embeds", ROWS if isinstance(value, dict) else grid), part("image_embeds", value)]
+        with pytest.raises(InvalidRequest, match="media of this prompt take more than 96 bytes"):
+            media.load_all(items, policy)
+    text = part("image_embeds", base64.b64encode(npy(ROWS.numpy())).decode())  # 224 bytes, of which 96 are values
+    assert len(media.load_all([text] * 2, replace(policy, max_total_bytes=96 + 224))) == 2
+    with pytest.raises(InvalidRequest, match="the text holds more than 200 bytes"):
+        media.load_all([text] * 2, replace(policy, max_total_bytes=96 + 200))
 
 
 def test_text_that_is_not_base64_and_paths_that_are_not_there():
@@ -968,12 +1015,20 @@ def test_time_limits_that_are_none(value, monkeypatch):
         ("private_media_hosts", ["a.example/x"]),
         ("private_media_hosts", ["a@b"]),
         ("private_media_hosts", "a b"),
+        ("private_media_hosts", "*"),
+        ("private_media_hosts", "a.example:99999"),
+        ("private_media_hosts", "[::g]"),
+        ("allowed_media_domains", ["a.example:80"]),
+        ("allowed_media_domains", ["[::1]:80"]),
+        ("allowed_media_domains", ["*"]),
+        ("allowed_media_domains", ["*.example"]),
     ],
 )
 def test_options_that_cannot_be(option, value):
     with pytest.raises(InvalidRequest) as caught:
         MediaPolicy(**{option: value})
     assert caught.value.field == option
+    assert is_one_sentence(caught.value)
 
 
 def test_options_in_the_forms_of_vllm():
@@ -981,6 +1036,13 @@ def test_options_in_the_forms_of_vllm():
     assert MediaPolicy(allowed_media_domains=[]).allowed_media_domains is None  # type: ignore[arg-type]
     hosts = "A.example:80, [::1]:8080, ::1, b."
     assert MediaPolicy(private_media_hosts=hosts).private_media_hosts == ("a.example:80", "[::1]:8080", "::1", "b")  # type: ignore[arg-type]
+    hosts = "Bücher.example:1, [0:0:0::1]:2, FE80:0::1, ÖRT., 0:0::ffff:1.2.3.4"
+    expected = ("xn--bcher-kva.example:1", "[::1]:2", "fe80::1", "xn--rt-eka", "::ffff:102:304")
+    found = MediaPolicy(private_media_hosts=hosts).private_media_hosts  # type: ignore[arg-type]
+    assert (
+        tuple(h.replace("::ffff:1.2.3.4", "::ffff:102:304") for h in found) == expected
+    )  # Python >= 3.13 writes the former
+    assert MediaPolicy(allowed_media_domains="bücher.example").allowed_media_domains == ("xn--bcher-kva.example",)  # type: ignore[arg-type]
 
 
 def test_private_hosts_of_ipv6():

@@ -18,6 +18,7 @@ from tests import invariants
 from tests.golden_cases import load_model
 from tests.pictures import about, picture
 from tests.small_phi3_v import CROP, FOLDER, SIDE, small_model
+from tests.versions import transformers_from
 from vlmfx import LLM, CheckpointError, InvalidRequest, SamplingParams
 from vlmfx.processing import phi3_v
 from vlmfx.processing.inputs import MediaLayout
@@ -169,7 +170,7 @@ def test_at_the_largest_ratio_the_resized_image_has_a_line(num_crops, unit, rati
 )
 def test_ids_are_those_of_each_chunk_alone(text, order):
     """Chunks by transformers' tokenizer, each with its bos; a number that comes twice shows the same rows twice."""
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_from(4, 46, "is older than the oldest promised")
     tokenizer, processor = transformers.AutoTokenizer.from_pretrained(FOLDER), load_model(FOLDER).processor
     counts = {1: 3, 2: 5}
     rows = {1: [0, 1, 2], 2: [3, 4, 5, 6, 7]}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.golden_cases import TINY, load_model
-from tests.pictures import about, picture, placeholder
+from tests.pictures import about, encoded, picture, placeholder
+from tests.versions import transformers_from
+from vlmfx.processing import prompt as prompt_module
 from vlmfx.processing.chat import template_takes_parts
+from vlmfx.processing.images import load_image
 from vlmfx.processing.prompt import prepare
 
 
@@ -44,7 +49,7 @@ def test_bos_is_not_doubled(model):
 
 @pytest.mark.parametrize("turns", [1, 3])
 def test_messages_render_as_transformers_renders_them(model, turns):
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_from(4, 46, "is older than the oldest promised")
     image = picture(40, 50)
     messages: list[dict[str, Any]] = []
     for turn in range(turns):
@@ -67,6 +72,22 @@ def test_messages_render_as_transformers_renders_them(model, turns):
     num_images = sum(part["type"] == "image" for m in messages for part in m["content"])
     assert inputs.vision is not None
     assert len(inputs.vision.seq_lens) == num_images
+
+
+def test_one_image_is_alive_at_a_time(model, monkeypatch):
+    """Decoded in full; resized, they may pile up."""
+    made: list[weakref.ref[Image.Image]] = []
+    most = []
+
+    def load(*args: Any, **kwargs: Any) -> Image.Image:
+        image = load_image(*args, **kwargs)
+        made.append(weakref.ref(image))
+        most.append(sum(known() is not None for known in made))
+        return image
+
+    monkeypatch.setattr(prompt_module, "load_image", load)
+    prepare(model.processor, about(model, *[encoded(picture(40, 30, seed)) for seed in range(4)]))
+    assert most == [1, 1, 1, 1]
 
 
 def test_the_order_of_images_is_the_order_of_their_rows(model):

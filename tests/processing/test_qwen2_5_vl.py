@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from tests.golden_cases import TINY, load_model
 from tests.pictures import about, picture
 from tests.qwen_reference import reference_of
+from tests.versions import transformers_from
 from vlmfx.errors import InvalidRequest
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.processing import qwen2_5_vl, qwen2_vl
@@ -17,7 +20,8 @@ from vlmfx.processing.inputs import MediaLayout
 from vlmfx.processing.prompt import prepare
 from vlmfx.processing.video import VideoPlan
 
-vision_utils = pytest.importorskip("transformers.vision_utils")
+transformers_from(5, 20, "is not known to have vision_utils")
+vision_utils = importlib.import_module("transformers.vision_utils")
 
 CFG = load_model(TINY["qwen2_5_vl"]).processor.config
 SIDE = st.integers(1, 12)

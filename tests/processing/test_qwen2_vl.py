@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.golden_cases import TINY, load_model
 from tests.pictures import about, picture
 from tests.processing import references
+from tests.versions import transformers_from
 from vlmfx.errors import InvalidRequest
 from vlmfx.ops.patches import normalize_patches
 from vlmfx.processing import qwen2_vl
@@ -96,7 +97,7 @@ def test_patches_and_grids_equal_transformers(sizes, limits):
     ("words", "sizes"), [("Hi", []), ("What?", [(30, 40)]), ("Compare. \n", [(90, 90), (100, 60)])]
 )
 def test_ids_equal_transformers(words, sizes):
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_from(4, 46, "is older than the oldest promised")
     model = load_model(TINY["qwen2_vl"])
     request = about(model, *[picture(w, h) for w, h in sizes], text=words)
     expected = request["prompt"]

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from tests import invariants
 from tests.golden_cases import TINY, load_model
 from tests.pictures import picture
+from tests.versions import transformers_from
 from vlmfx.errors import InvalidRequest
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.processing import qwen2_vl, qwen3_vl
 from vlmfx.processing.prompt import prepare
 from vlmfx.processing.video import VideoPlan
 
-vision_utils = pytest.importorskip("transformers.vision_utils")
+transformers_from(5, 20, "is not known to have vision_utils")
+vision_utils = importlib.import_module("transformers.vision_utils")
 
 PROCESSOR = load_model(TINY["qwen3_vl"]).processor
 CFG, TOKENIZER = PROCESSOR.config, PROCESSOR.tokenizer
@@ -107,7 +109,7 @@ def test_frame_sizes_equal_transformers(num_frames, height, width, limits):
         (4, 2.0, 1, (0.25, 1.25)),
         (5, 2.0, 1, (0.25, 1.25, 2.0)),  # the last frame fills its temporal patch
         (4, 24.0, 12, (0.25, 1.25)),
-        (3, None, 1, (0.25, 1.0)),  # 2 frames a second, where nobody says
+        (25, None, 12, (0.25, *(i + 0.25 for i in range(1, 12)), 12.0)),  # 24 frames a second, where nobody says
         (1, 30.0, 1, (0.0,)),
     ],
 )

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from tests.versions import transformers_from
 from vlmfx.errors import CheckpointError, InvalidRequest
 from vlmfx.processing.detokenizer import IncrementalDetokenizer
 from vlmfx.processing.tokenizer import Tokenizer
@@ -148,9 +149,7 @@ def test_lone_surrogates_and_non_strings_are_refused():
 
 
 def auto_tokenizer(folder):
-    transformers = pytest.importorskip("transformers", reason="transformers is the oracle here")
-    if int(transformers.__version__.split(".")[0]) < 5:
-        pytest.skip(f"transformers {transformers.__version__} is older than the version followed (5)")
+    transformers = transformers_from(5, 0, "is older than the version followed (5)")
     return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 

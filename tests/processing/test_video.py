@@ -7,8 +7,10 @@ import io
 import sys
 import time
 import tracemalloc
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,6 +240,77 @@ def test_a_format_that_is_not_on_the_list_is_refused(monkeypatch):
     assert numbers(blob)[:2] == [0, 1]
 
 
+@pytest.mark.parametrize("guard", ["protocol_whitelist", "io_open"])
+def test_each_guard_alone_keeps_a_script_from_other_files(guard, tmp_path, monkeypatch):
+    """Were scripts on the list of formats: what they name is still not opened, by either of two guards."""
+    av = pytest.importorskip("av")
+    (tmp_path / "other.mp4").write_bytes(container(numbered(3)))
+    path = tmp_path / "list.m3u8"
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.mp4\n#EXT-X-ENDLIST\n")
+    monkeypatch.setattr(containers, "FORMATS", (*containers.FORMATS, "hls"))
+    real = av.open
+    kept: list[str] = [guard]
+
+    def opening(file, container_options, io_open, **options):
+        if "protocol_whitelist" not in kept:
+            del container_options["protocol_whitelist"]
+        return real(
+            file, container_options=container_options, io_open=io_open if "io_open" in kept else None, **options
+        )
+
+    monkeypatch.setattr(av, "open", opening)
+    assert "cannot be read" in refused(path)
+    kept.clear()
+    assert video.probe(path, ALL).height == 32
+
+
+def growing(*sides: int) -> bytes:
+    """A file whose header is of the first frame, and whose frames have these sides."""
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mov") as file:
+        stream = file.add_stream("mjpeg", rate=10)
+        stream.height = stream.width = sides[0]
+        stream.pix_fmt = "yuvj420p"
+        for time_, side in enumerate(sides):
+            packet = av.Packet(encoded(Image.new("RGB", (side, side), "red"), "JPEG"))
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, time_, time_, Fraction(1, 10)
+            packet.is_keyframe = True
+            file.mux(packet)
+    return buffer.getvalue()
+
+
+def test_frames_that_grow_are_refused(monkeypatch):
+    """What the header says of the first frame is no promise."""
+    blob = growing(32, 32, 64, 64)
+    assert "begins with frames of 32x32 pixels but has one of 64x64" in refused(blob)
+    assert [frame.size for frame in taken(growing(32, 32, 32))] == [(32, 32)] * 3
+    monkeypatch.setattr(containers, "MAX_DECODED_PIXELS", 4 * 32 * 32)
+    assert len(taken(growing(32, 32, 32, 32))) == 4
+    assert "pixels to decode; send a shorter" in refused(growing(32, 64, 32, 32))
+
+
+def test_the_decoder_itself_makes_no_frame_that_is_too_large(monkeypatch):
+    monkeypatch.setattr(containers, "MAX_PIXELS", 64 * 40)  # FFmpeg counts rows padded to 64 pixels
+    monkeypatch.setattr(containers, "check_size", lambda *args: None)
+    with containers.opened(growing(32, 64, 32), video.FIELD) as (file, stream):
+        assert [frame.width for frame in containers.decoded(file, stream, video.FIELD)] == [32, 32]
+
+
+def test_every_frame_that_a_decoder_makes_is_checked():
+    huge = SimpleNamespace(width=20_000, height=20_000)
+    file = SimpleNamespace(demux=lambda stream: iter([SimpleNamespace(decode=lambda: [huge])]))
+    with pytest.raises(InvalidRequest, match="its frames have 20000x20000 pixels"):
+        list(containers.decoded(file, None, video.FIELD))
+
+
+def test_a_codec_that_is_not_on_the_list_is_refused(monkeypatch):
+    blob = container(numbered(3), format="avi", codec="ffv1")
+    assert "its codec ffv1 is not read; send one of h264" in refused(blob)
+    monkeypatch.setattr(containers, "CODECS", (*containers.CODECS, "ffv1"))
+    assert len(taken(blob)) == 3
+
+
 def test_files_that_are_no_video(tmp_path):
     pytest.importorskip("av")
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -278,7 +351,7 @@ def test_frames_too_large_and_videos_too_long(monkeypatch):
     assert "its frames have 48x32 pixels" in refused(blob)
     monkeypatch.undo()
     assert len(taken(blob)) == 20
-    monkeypatch.setattr(video, "MAX_DECODED_PIXELS", 20 * 32 * 48 - 1)
+    monkeypatch.setattr(containers, "MAX_DECODED_PIXELS", 20 * 32 * 48 - 1)
     assert "20 frames of 48x32 pixels" in refused(blob)
     assert len(taken(blob, Sampling(num_frames=1))) == 1
 
@@ -348,3 +421,31 @@ def test_one_video_or_several():
         assert len(video.videos_of(several)) == 2
     assert video.videos_of(None) == video.videos_of([]) == []
     assert video.videos_of([["0.png", "1.png"]]) == [["0.png", "1.png"]]
+
+
+def test_frames_as_tensors_are_taken_where_they_hold_pixels():
+    pixels = np.stack([np.asarray(picture(6, 4, seed)) for seed in range(2)])
+    whole = torch.from_numpy(pixels)
+    for source in (whole, list(whole), [whole[0], pixels[1]], whole.flip(2).flip(2)):
+        assert [np.asarray(frame).tolist() for frame in taken(source)] == pixels.tolist()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        torch.zeros(4, 6, 3, dtype=torch.uint8, device="meta"),
+        torch.zeros(4, 6, 3, requires_grad=True),
+        torch.zeros(4, 6, 3, dtype=torch.bfloat16),
+        torch.zeros(4, 6, 3, dtype=torch.uint8).to_sparse(),
+    ],
+    ids=["meta", "with a gradient", "bfloat16", "sparse"],
+)
+def test_tensors_without_pixels_are_refused(frame):
+    for source in ([frame, frame], frame[None] if frame.layout == torch.strided else [frame]):
+        for item in video.videos_of(source):
+            assert "give frames as" in refused(item)
+
+
+def test_nested_tensors_are_refused():
+    frames = [torch.zeros(4, 6, 3, dtype=torch.uint8)] * 2
+    assert "give frames as" in refused(torch.nested.nested_tensor(frames))

@@ -13,8 +13,10 @@ from vlmfx.engine import runner, sequence
 from vlmfx.engine.request import RequestOutput
 from vlmfx.engine.sampler import logprobs, sample
 from vlmfx.engine.sequence import Request
+from vlmfx.errors import as_vlmfx_error
 
 OnText = Callable[[int, str], None]  # (request number, its new text)
+MAX_TOKENS = 8192  # of one prefill; a prompt that is longer has one to itself
 
 
 @torch.no_grad()  # as a decorator: a `with` in a generator would hold for its caller, too
@@ -23,14 +25,16 @@ def run(
     requests: Sequence[Request],
     *,
     max_num_seqs: int,
+    max_tokens: int = MAX_TOKENS,
     on_text: OnText = lambda number, text: None,
 ) -> Iterator[RequestOutput]:
     """The outputs of the requests as they finish; request_id is a request's number.
 
-    At most max_num_seqs run at once, in rows 0, 1, ... of one cache; the last running row moves into a row that becomes free."""
+    At most max_num_seqs run at once, in rows 0, 1, ... of one cache; the last running row moves into a row that becomes free. Those
+    that start together have at most max_tokens. One whose pixels cannot be loaded, or whose prefill fails, fails alone."""
     if not requests:
         return
-    waiting = deque(requests)
+    waiting, one_by_one = deque(requests), 0
     longest = max(r.max_len(model) for r in requests)
     num_rows = min(max_num_seqs, len(requests))
     running: list[sequence.Sequence] = []
@@ -38,10 +42,26 @@ def run(
     cache = runner.allocate(model, num_rows, longest)
     while waiting or running:
         if waiting and len(running) < num_rows:
-            num_new = min(len(waiting), num_rows - len(running))
-            new = [sequence.Sequence(model, waiting.popleft()) for _ in range(num_new)]
-            # No bucket: run eagerly, padding would only be work; captured graphs will want one.
-            logits = runner.prefill(model, [s.inputs for s in new], [s.max_len for s in new], cache, len(running))
+            admitted = _admit(waiting, 1 if one_by_one else num_rows - len(running), max_tokens)
+            one_by_one = max(0, one_by_one - 1)
+            new = []
+            for request in admitted:
+                try:
+                    new.append(sequence.Sequence(model, request))
+                except Exception as error:
+                    yield request.failed(as_vlmfx_error(error, "the prompt could not be prepared"))
+            if not new:
+                continue
+            try:
+                # No bucket: run eagerly, padding would only be work; captured graphs will want one.
+                logits = runner.prefill(model, [s.inputs for s in new], [s.max_len for s in new], cache, len(running))
+            except Exception as error:  # out of memory, most likely: again, one at a time, so that only the cause fails
+                if len(admitted) > 1:
+                    waiting.extendleft(reversed([r for r in admitted if r.number in {s.number for s in new}]))
+                    one_by_one = len(new)
+                else:
+                    yield admitted[0].failed(as_vlmfx_error(error, "the prompt could not be computed"))
+                continue
             ids = torch.cat((ids, _sample(logits, new, on_text)))
             running += new
         else:
@@ -57,6 +77,16 @@ def run(
                     running[row] = last
                     ids[row] = ids[len(running)]
                 ids = ids[: len(running)]
+
+
+def _admit(waiting: deque[Request], most: int, max_tokens: int) -> list[Request]:
+    """The first waiting requests, at least one and at most `most`, of max_tokens together."""
+    admitted = [waiting.popleft()]
+    num_tokens = admitted[0].num_tokens
+    while waiting and len(admitted) < most and num_tokens + waiting[0].num_tokens <= max_tokens:
+        num_tokens += waiting[0].num_tokens
+        admitted.append(waiting.popleft())
+    return admitted
 
 
 def _sample(logits: Tensor, sequences: Sequence[sequence.Sequence], on_text: OnText) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlmfx.checkpoint import Model
 from vlmfx.engine import runner
-from vlmfx.errors import InvalidRequest
+from vlmfx.errors import InvalidRequest, shown
 from vlmfx.models.layers import Batch
 from vlmfx.models.pooling import normalize, pool
 from vlmfx.processing.inputs import ModelInputs
@@ -23,7 +23,7 @@ def check_dimensions(model: Model, dimensions: int | None) -> None:
     if dimensions is not None and not (type(dimensions) is int and 1 <= dimensions <= most):
         raise InvalidRequest(
             "dimensions",
-            f"it is {repr(dimensions)[:40]}, expected a whole number from 1 to {most}; leave it out for all {most}.",
+            f"it is {shown(dimensions)}, expected a whole number from 1 to {most}; leave it out for all {most}.",
             found=dimensions,
             expected=most,
         )

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import numbers
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from vlmfx.errors import InvalidRequest, VlmfxError
+from vlmfx.errors import InvalidRequest, VlmfxError, shown
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -67,7 +66,7 @@ class SamplingParams:
             hint = "None allows up to 512 or the rest of the context"
             store("max_tokens", _integer("max_tokens", self.max_tokens, 1, None, hint))
             if self.min_tokens > self.max_tokens:
-                limit = f"an integer of at most max_tokens, which is {_show(self.max_tokens)}"
+                limit = f"an integer of at most max_tokens, which is {shown(self.max_tokens)}"
                 _refuse("min_tokens", self.min_tokens, limit, "lower min_tokens or raise max_tokens")
         if self.logprobs is not None:
             hint = "None asks for none, 0 for the sampled token's alone"
@@ -119,6 +118,18 @@ class RequestMetrics:
     time_to_first_token_s: float | None = None
     decode_s: float | None = None
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Of decoding: the tokens after the first; 0 where there were none."""
+        return (self.output_tokens - 1) / self.decode_s if self.decode_s and self.output_tokens > 1 else 0.0
+
+    @property
+    def speed(self) -> str:
+        """ "first token after 12 ms, then 90 tokens per second"."""
+        if self.time_to_first_token_s is None:
+            return "no token"
+        return f"first token after {self.time_to_first_token_s * 1e3:.0f} ms, then {self.tokens_per_second:.0f} tokens per second"
+
 
 @dataclass
 class RequestOutput:
@@ -141,16 +152,8 @@ class RequestOutput:
         return cls(request_id, prompt, list(prompt_token_ids), [output], finished=True, error=error)
 
 
-def _show(value: object) -> str:
-    """A short repr that cannot fail: a huge int or a broken __repr__ is the caller's, and must not hide the error."""
-    try:
-        return reprlib.repr(value)
-    except Exception:
-        return f"a value of type {type(value).__name__}"
-
-
 def _refuse(field: str, found: object, expected: str, remedy: str) -> NoReturn:
-    raise InvalidRequest(field, f"found {_show(found)} but need {expected}; {remedy}.", found=found, expected=expected)
+    raise InvalidRequest(field, f"found {shown(found)} but need {expected}; {remedy}.", found=found, expected=expected)
 
 
 def _number(field: str, value: object, low: float, high: float, remedy: str, *, above: bool = False) -> float:

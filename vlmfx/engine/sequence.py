@@ -4,40 +4,62 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vlmfx.checkpoint import Model
 from vlmfx.engine.request import CompletionOutput, Logprob, RequestMetrics, RequestOutput, SamplingParams
 from vlmfx.engine.stopping import StopChecker, StopStep
+from vlmfx.errors import VlmfxError
 from vlmfx.processing.detokenizer import IncrementalDetokenizer
 from vlmfx.processing.inputs import ModelInputs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """A prepared request; number names it, arrival is when the user asked, by time.perf_counter."""
+    """A request whose prompt's length is known, and whose pixels `load` makes once there is room for it.
+
+    number names it; arrival is when the user asked, by time.perf_counter; prompt is its text, where it has one."""
 
     number: int
-    inputs: ModelInputs
+    num_tokens: int
+    load: Callable[[], ModelInputs]
     params: SamplingParams
     arrival: float
+    prompt: str | None = None
+
+    @classmethod
+    def ready(cls, number: int, inputs: ModelInputs, params: SamplingParams, arrival: float) -> Request:
+        """The request of inputs that are there."""
+        return cls(
+            number=number,
+            num_tokens=len(inputs.token_ids),
+            load=lambda: inputs,
+            params=params,
+            arrival=arrival,
+            prompt=inputs.prompt,
+        )
 
     def max_tokens(self, model: Model) -> int:
         """The most tokens this request may generate."""
-        return self.params.token_budget(model.max_model_len - len(self.inputs.token_ids))
+        return self.params.token_budget(model.max_model_len - self.num_tokens)
 
     def max_len(self, model: Model) -> int:
         """The most tokens prompt and answer may have together."""
-        return len(self.inputs.token_ids) + self.max_tokens(model)
+        return self.num_tokens + self.max_tokens(model)
+
+    def failed(self, error: VlmfxError) -> RequestOutput:
+        """The result of a request that could not be served."""
+        return RequestOutput.failed(str(self.number), error, prompt=self.prompt)
 
 
 class Sequence:
-    """The host's side of a running request: its tokens, its text, and whether it is done."""
+    """The host's side of a running request: its tokens, its text, and whether it is done. Raises what loading its pixels raises."""
 
     def __init__(self, model: Model, request: Request) -> None:
         params = request.params
         self.number = request.number
-        self.inputs = request.inputs
+        self.inputs = request.load()
         self.params = params
         self.max_len = request.max_len(model)
         self.seed = secrets.randbits(63) if params.seed is None else params.seed

@@ -1,9 +1,10 @@
-"""CLIP's vision tower as LLaVA uses it: hidden states of one layer, no pooling.
+"""CLIP's vision tower as LLaVA and Phi-3.5-vision use it: hidden states of some layers, no pooling.
 
 Source: huggingface/transformers: src/transformers/models/clip/modeling_clip.py."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,14 +88,16 @@ def param_specs(cfg: ClipConfig, at: str, num_layers: int) -> Tree:
     }
 
 
-def hidden_states(params: Tree, cfg: ClipConfig, patches: Tensor) -> list[Tensor]:
-    """patches (n·num_patches, 3·p·p), normalised → [embedding output, layer 1, ...], each (n, num_patches + 1, hidden)."""
+def hidden_states(params: Tree, cfg: ClipConfig, patches: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """patches (n·num_patches, 3·p·p), normalised → for each of layers, where 0 is the embedding output, (n, num_patches + 1, hidden)."""
     n, tokens = len(patches) // cfg.num_patches, cfg.num_patches + 1
     x = F.linear(patches, params["patch"]).view(n, cfg.num_patches, cfg.hidden_size)
     x = torch.cat((params["class_embedding"].expand(n, 1, -1), x), 1) + params["positions"]
     norm = params["pre_norm"]
     x = layer_norm(x, norm["weight"], norm["bias"], cfg.layer_norm_eps).flatten(0, 1)
-    states = [x]
-    for p in params["layers"]:
-        states.append(block(p, cfg, states[-1], ACTIVATIONS[cfg.hidden_act], (tokens,) * n))
-    return [state.view(n, tokens, -1) for state in states]
+    kept = {0: x} if 0 in layers else {}
+    for i, p in enumerate(params["layers"], 1):
+        x = block(p, cfg, x, ACTIVATIONS[cfg.hidden_act], (tokens,) * n)
+        if i in layers:
+            kept[i] = x
+    return [kept[i].view(n, tokens, -1) for i in layers]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmfx.errors import CheckpointError
 from vlmfx.models.decoder import DecoderConfig, head_dim
+from vlmfx.models.text_config import is_tied, rope_settings
 from vlmfx.models.validate import supported
 
 SUPPORTED = {"hidden_act": "silu"}
@@ -14,12 +14,7 @@ SUPPORTED = {"hidden_act": "silu"}
 def text_config(hf: dict[str, Any]) -> DecoderConfig:
     """The decoder that a Llama text_config describes; published LLaVA configs hold little more than the vocabulary size."""
     supported(hf, SUPPORTED, at="text_config.")
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise CheckpointError(
-            f'config.json: rope_scaling type is "{kind}" but Llama here has only "default"; use another checkpoint.'
-        )
+    _, rope = rope_settings(hf)
     num_heads, num_kv_heads = hf.get("num_attention_heads", 32), hf.get("num_key_value_heads")
     hidden_size, width = hf.get("hidden_size", 4096), hf.get("head_dim")
     return DecoderConfig(
@@ -34,5 +29,5 @@ def text_config(hf: dict[str, Any]) -> DecoderConfig:
         rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10000.0)),
         max_position_embeddings=hf.get("max_position_embeddings", 2048),
         qkv_bias=hf.get("attention_bias", False),
-        tie_word_embeddings=hf.get("tie_word_embeddings", False),
+        tie_word_embeddings=is_tied(hf),
     )

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from vlmfx.errors import CheckpointError
 from vlmfx.models import clip, decoder, llama
-from vlmfx.models.layers import Batch, Cache, linear, linear_specs, no_extras
-from vlmfx.models.validate import one_of, refuse, token_id
+from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge
+from vlmfx.models.layers import linear, linear_specs, no_extras
+from vlmfx.models.text_config import is_tied
+from vlmfx.models.validate import one_of, refuse, section, token_id
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.activation import ACTIVATIONS
-from vlmfx.ops.merge import merge as merge_rows
 from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
+
+__all__ = ["forward", "logits", "merge"]
 
 # Newer code saves other prefixes than the published checkpoints, whose names the specs use; transformers 5 writes the
 # tower's without "vision_model".
@@ -58,7 +61,7 @@ class LlavaConfig:
 
 def config(hf: dict[str, Any]) -> LlavaConfig:
     """The model of a config.json. Raises CheckpointError for a feature layer the tower does not have."""
-    vision = clip.vision_config(hf["vision_config"])
+    vision = clip.vision_config(section(hf, "vision_config"))
     layers = hf.get("vision_feature_layer", -2)
     listed = layers if isinstance(layers, list) else [layers]
     if not listed or any(type(i) is not int for i in listed):
@@ -72,9 +75,9 @@ def config(hf: dict[str, Any]) -> LlavaConfig:
     strategy = one_of(
         "vision_feature_select_strategy", hf.get("vision_feature_select_strategy", "default"), ("default", "full")
     )
-    text = {"tie_word_embeddings": hf.get("tie_word_embeddings", False), **hf["text_config"]}
+    text = section(hf, "text_config")
     return LlavaConfig(
-        text=llama.text_config(text),
+        text=llama.text_config({**text, "tie_word_embeddings": is_tied(hf, text)}),
         vision=vision,
         feature_layers=counted,
         keep_class_token=strategy == "full",
@@ -103,16 +106,15 @@ def is_unused(cfg: LlavaConfig, name: str) -> bool:
     layer = re.match(rf"{re.escape(tower)}encoder\.layers\.([0-9]{{1,4}})\.", name)
     if layer:
         return int(layer[1]) >= max(cfg.feature_layers)
-    if cfg.text.tie_word_embeddings and name == "language_model.lm_head.weight":
+    if name.startswith(f"{tower}post_layernorm."):
         return True
-    return name.startswith(f"{tower}post_layernorm.") or name.endswith(("position_ids", "rotary_emb.inv_freq"))
+    return is_head_copy_or_buffer(cfg, name, "language_model.lm_head.weight")
 
 
 def vision_hidden(params: Tree, cfg: LlavaConfig, inputs: VisionInputs) -> Tensor:
     """uint8 patches → the tower's features before the projector, (n·features_per_image, vision hidden)."""
     patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, params["vision"]["patch"].dtype)
-    states = clip.hidden_states(params["vision"], cfg.vision, patches)
-    x = torch.cat([states[i] for i in cfg.feature_layers], -1)
+    x = torch.cat(clip.hidden_states(params["vision"], cfg.vision, patches, cfg.feature_layers), -1)
     return (x if cfg.keep_class_token else x[:, 1:]).flatten(0, 1)
 
 
@@ -125,20 +127,3 @@ def project(params: Tree, cfg: LlavaConfig, x: Tensor) -> Tensor:
 def encode(params: Tree, cfg: LlavaConfig, inputs: VisionInputs) -> Tensor:
     """Images as uint8 patches → (F, hidden), image after image."""
     return project(params, cfg, vision_hidden(params, cfg, inputs))
-
-
-def merge(params: Tree, cfg: LlavaConfig, ids: Tensor, features: Tensor | None, feature_index: Tensor | None) -> Tensor:
-    """ids (tokens,) → embeddings (tokens, hidden) with feature rows where feature_index is 0 or more."""
-    return merge_rows(params["text"]["embed"], ids, features, feature_index)
-
-
-def forward(
-    params: Tree, cfg: LlavaConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree = ()
-) -> tuple[Tensor, Cache | None]:
-    """x (tokens, hidden), positions (tokens,) → hidden states after the final norm, and the cache; extras is empty."""
-    return decoder.forward(params["text"], cfg.text, x, positions, cache, batch)
-
-
-def logits(params: Tree, cfg: LlavaConfig, hidden: Tensor) -> Tensor:
-    """hidden (rows, hidden) → (rows, vocab)."""
-    return decoder.logits(params["text"], hidden)

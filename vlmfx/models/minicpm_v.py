@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from vlmfx.models import decoder, qwen2, resampler, siglip
-from vlmfx.models.layers import Batch, Cache, no_extras
-from vlmfx.models.validate import one_of, supported
+from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge
+from vlmfx.models.layers import no_extras
+from vlmfx.models.validate import one_of, section, supported
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.merge import merge as merge_rows
 from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
+
+__all__ = ["forward", "logits", "merge"]
 
 KEY_PREFIXES: tuple[tuple[str, str], ...] = ()
 SUPPORTED = {"drop_vision_last_layer": False, "slice_mode": True}
@@ -36,7 +38,7 @@ def config(hf: dict[str, Any]) -> MiniCPMVConfig:
     """The model of a config.json, whose top level holds the text half; other versions share the architecture's name."""
     one_of("version", hf.get("version"), (2.6,))
     supported(hf, SUPPORTED)
-    text, vision = qwen2.plain_text_config(hf), siglip.vision_config(hf["vision_config"])
+    text, vision = qwen2.plain_text_config(hf), siglip.vision_config(section(hf, "vision_config"))
     return MiniCPMVConfig(
         text=text,
         vision=vision,
@@ -57,9 +59,7 @@ def param_specs(cfg: MiniCPMVConfig) -> Tree:
 
 def is_unused(cfg: MiniCPMVConfig, name: str) -> bool:
     """True for checkpoint names that are right to be there and are not needed: a copy of tied embeddings, buffers."""
-    if cfg.text.tie_word_embeddings and name == "llm.lm_head.weight":
-        return True
-    return name.endswith(("position_ids", "rotary_emb.inv_freq")) or name == "resampler.pos_embed"
+    return name == "resampler.pos_embed" or is_head_copy_or_buffer(cfg, name, "llm.lm_head.weight")
 
 
 def vision_hidden(params: Tree, cfg: MiniCPMVConfig, inputs: VisionInputs) -> Tensor:
@@ -79,28 +79,3 @@ def project(params: Tree, cfg: MiniCPMVConfig, x: Tensor, inputs: VisionInputs) 
 def encode(params: Tree, cfg: MiniCPMVConfig, inputs: VisionInputs) -> Tensor:
     """Images and their slices as uint8 patches → (F, hidden), slice after slice."""
     return project(params, cfg, vision_hidden(params, cfg, inputs), inputs)
-
-
-def merge(
-    params: Tree, cfg: MiniCPMVConfig, ids: Tensor, features: Tensor | None, feature_index: Tensor | None
-) -> Tensor:
-    """ids (tokens,) → embeddings (tokens, hidden) with feature rows where feature_index is 0 or more."""
-    return merge_rows(params["text"]["embed"], ids, features, feature_index)
-
-
-def forward(
-    params: Tree,
-    cfg: MiniCPMVConfig,
-    x: Tensor,
-    positions: Tensor,
-    cache: Cache | None,
-    batch: Batch,
-    extras: Tree = (),
-) -> tuple[Tensor, Cache | None]:
-    """x (tokens, hidden), positions (tokens,) → hidden states after the final norm, and the cache; extras is empty."""
-    return decoder.forward(params["text"], cfg.text, x, positions, cache, batch)
-
-
-def logits(params: Tree, cfg: MiniCPMVConfig, hidden: Tensor) -> Tensor:
-    """hidden (rows, hidden) → (rows, vocab)."""
-    return decoder.logits(params["text"], hidden)

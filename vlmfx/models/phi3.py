@@ -12,7 +12,8 @@ import torch
 
 from vlmfx.models.decoder import DecoderConfig, head_dim
 from vlmfx.models.rope import LongRope
-from vlmfx.models.validate import one_of, positive_float, positive_int, refuse, supported
+from vlmfx.models.text_config import is_tied, rope_settings
+from vlmfx.models.validate import positive_float, positive_int, refuse, supported
 from vlmfx.tree import Tree
 
 SUPPORTED = {"hidden_act": "silu", "partial_rotary_factor": 1.0}
@@ -22,9 +23,8 @@ LONG, PLAIN = ("su", "longrope"), "default"
 def text_config(hf: dict[str, Any]) -> DecoderConfig:
     """The decoder of a Phi-3 config. Raises CheckpointError for a sliding window that is shorter than the context."""
     supported(hf, SUPPORTED)
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    kind, rope = rope_settings(hf, (*LONG, PLAIN))
     supported(rope, {"partial_rotary_factor": 1.0}, at="rope_scaling.")
-    kind = one_of("rope_scaling type", rope.get("rope_type", rope.get("type", PLAIN)), (*LONG, PLAIN))
     width = head_dim(hf["hidden_size"], hf["num_attention_heads"])
     context, window = positive_int("max_position_embeddings", hf["max_position_embeddings"]), hf.get("sliding_window")
     if window is not None and positive_int("sliding_window", window) < context:
@@ -41,7 +41,7 @@ def text_config(hf: dict[str, Any]) -> DecoderConfig:
         rms_norm_eps=hf.get("rms_norm_eps", 1e-5),
         rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10000.0)),
         max_position_embeddings=context,
-        tie_word_embeddings=hf.get("tie_word_embeddings", False),
+        tie_word_embeddings=is_tied(hf),
         long_rope=_long_rope(hf, rope, width // 2, context) if kind in LONG else None,
         stored_fused=True,
     )

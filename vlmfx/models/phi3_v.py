@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from vlmfx.models import clip, decoder, phi3
+from vlmfx.models.join import is_head_copy_or_buffer, logits, merge
 from vlmfx.models.layers import Batch, Cache, linear, linear_specs
-from vlmfx.models.validate import refuse, supported
+from vlmfx.models.validate import refuse, section, supported
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.activation import ACTIVATIONS
-from vlmfx.ops.merge import merge as merge_rows
 from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec
+
+__all__ = ["logits", "merge"]
 
 KEY_PREFIXES: tuple[tuple[str, str], ...] = ()
 AT, TOWER = "model.vision_embed_tokens", "model.vision_embed_tokens.img_processor.vision_model"
@@ -65,10 +67,11 @@ class Phi3VConfig:
 
 def config(hf: dict[str, Any]) -> Phi3VConfig:
     """The model of a config.json."""
-    found = hf["img_processor"]
-    supported(hf["embd_layer"], EMBEDDING, at="embd_layer.")
+    found = section(hf, "img_processor")
+    supported(section(hf, "embd_layer"), EMBEDDING, at="embd_layer.")
     supported(found, IMG_PROCESSOR, at="img_processor.")
-    cfg = Phi3VConfig(text=phi3.text_config(hf), vision=clip.vision_config(found.get("vision_config") or VIT_L_14_336))
+    vision = section(found, "vision_config", optional=True, at="img_processor.") or VIT_L_14_336
+    cfg = Phi3VConfig(text=phi3.text_config(hf), vision=clip.vision_config(vision))
     for key, value in (("image_dim_out", cfg.vision.hidden_size), ("num_img_tokens", cfg.crop_side**2)):
         if found.get(key, value) != value:
             refuse(f"img_processor.{key}", found[key], f"{value}, as the tower has it")
@@ -98,9 +101,9 @@ def is_unused(cfg: Phi3VConfig, name: str) -> bool:
     layer = re.match(rf"{re.escape(TOWER)}\.encoder\.layers\.([0-9]{{1,4}})\.", name)
     if layer:
         return int(layer[1]) == cfg.vision.num_layers - 1
-    if name == f"{AT}.wte.weight" or (cfg.text.tie_word_embeddings and name == "lm_head.weight"):
+    if name == f"{AT}.wte.weight" or name.startswith(f"{TOWER}.post_layernorm."):
         return True
-    return name.startswith(f"{TOWER}.post_layernorm.") or name.endswith(("position_ids", "rotary_emb.inv_freq"))
+    return is_head_copy_or_buffer(cfg, name, "lm_head.weight")
 
 
 def extras(
@@ -118,7 +121,8 @@ def extras(
 def vision_hidden(params: Tree, cfg: Phi3VConfig, inputs: VisionInputs) -> Tensor:
     """Patches of whole images and crops → the tower's features without the class token, (views·num_patches, vision hidden)."""
     patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, params["vision"]["patch"].dtype)
-    return clip.hidden_states(params["vision"], cfg.vision, patches)[-1][:, 1:].flatten(0, 1)
+    (x,) = clip.hidden_states(params["vision"], cfg.vision, patches, (cfg.vision.num_layers - 1,))
+    return x[:, 1:].flatten(0, 1)
 
 
 def project(params: Tree, cfg: Phi3VConfig, x: Tensor) -> Tensor:
@@ -136,19 +140,9 @@ def encode(params: Tree, cfg: Phi3VConfig, inputs: VisionInputs) -> Tensor:
     return project(params, cfg, vision_hidden(params, cfg, inputs))[inputs.row_index]
 
 
-def merge(params: Tree, cfg: Phi3VConfig, ids: Tensor, features: Tensor | None, feature_index: Tensor | None) -> Tensor:
-    """ids (tokens,) → embeddings (tokens, hidden) with feature rows where feature_index is 0 or more."""
-    return merge_rows(params["text"]["embed"], ids, features, feature_index)
-
-
 def forward(
     params: Tree, cfg: Phi3VConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree
 ) -> tuple[Tensor, Cache | None]:
     """x (tokens, hidden), positions (tokens,) → hidden states after the final norm, and the cache; extras as `extras` made them."""
     is_long = extras["is_long"].to(x.device) if cfg.text.long_rope is not None else None
     return decoder.forward(params["text"], cfg.text, x, positions, cache, batch, is_long=is_long)
-
-
-def logits(params: Tree, cfg: Phi3VConfig, hidden: Tensor) -> Tensor:
-    """hidden (rows, hidden) → (rows, vocab)."""
-    return decoder.logits(params["text"], hidden)

@@ -7,21 +7,25 @@ from typing import Any
 
 from vlmfx.errors import CheckpointError
 from vlmfx.models.decoder import DecoderConfig, head_dim
-from vlmfx.models.validate import refuse, supported
+from vlmfx.models.text_config import is_tied, rope_settings
+from vlmfx.models.validate import refuse, section, supported
 
 SUPPORTED = {"hidden_act": "silu", "use_sliding_window": False}
+MROPE_TYPES = ("mrope", "default")
 
 
 def text_config(hf: dict[str, Any]) -> DecoderConfig:
     """The decoder of a Qwen2-VL config; its keys lie at the top level, or in text_config when newer code saved it."""
-    hf = {**hf, **hf.get("text_config", {})}
-    plain = plain_text_config(hf, rope_types=("mrope", "default"))
-    return replace(plain, mrope_section=mrope_section(hf, plain.head_dim))
+    nested = section(hf, "text_config", optional=True)
+    text = {**hf, **nested}
+    plain = plain_text_config(text, rope_types=MROPE_TYPES)
+    _, rope = rope_settings(text, MROPE_TYPES)
+    return replace(plain, mrope_section=mrope_section(rope, plain.head_dim), tie_word_embeddings=is_tied(hf, nested))
 
 
-def mrope_section(hf: dict[str, Any], width: int) -> tuple[int, ...]:
+def mrope_section(rope: dict[str, Any], width: int) -> tuple[int, ...]:
     """How many frequencies of a head of `width` follow time, height and width. Raises CheckpointError unless they are half of it."""
-    section = rope_settings(hf).get("mrope_section")
+    section = rope.get("mrope_section")
     if not isinstance(section, list) or len(section) != 3 or any(type(n) is not int or n < 0 for n in section):
         refuse("rope_scaling.mrope_section", section, "three integers of 0 or more (time, height, width)")
     if sum(section) != width // 2:
@@ -35,7 +39,7 @@ def mrope_section(hf: dict[str, Any], width: int) -> tuple[int, ...]:
 def plain_text_config(hf: dict[str, Any], *, rope_types: tuple[str, ...] = ("default",)) -> DecoderConfig:
     """The decoder of a Qwen2 config, with one position a token."""
     supported(hf, SUPPORTED)
-    rope = rope_settings(hf, rope_types)
+    _, rope = rope_settings(hf, rope_types)
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
         hidden_size=hf["hidden_size"],
@@ -48,17 +52,5 @@ def plain_text_config(hf: dict[str, Any], *, rope_types: tuple[str, ...] = ("def
         rope_theta=rope.get("rope_theta", hf.get("rope_theta", 1e6)),
         max_position_embeddings=hf["max_position_embeddings"],
         qkv_bias=True,
-        tie_word_embeddings=hf.get("tie_word_embeddings", False),
+        tie_word_embeddings=is_tied(hf),
     )
-
-
-def rope_settings(hf: dict[str, Any], rope_types: tuple[str, ...] = ("mrope", "default")) -> dict[str, Any]:
-    """The settings under either of their names. Raises CheckpointError for a type that is not among rope_types."""
-    rope: dict[str, Any] = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in rope_types:
-        expected = " or ".join(f'"{name}"' for name in rope_types)
-        raise CheckpointError(
-            f'config.json: rope_scaling type is "{kind}" but must be {expected}; use another checkpoint.'
-        )
-    return rope

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlmfx.models.layers import linear, linear_specs, norm_spec
 from vlmfx.models.qwen2_vit import Qwen2VitConfig, common, patch_spec
-from vlmfx.models.validate import MAX_LAYERS, positive_int, refuse, supported
+from vlmfx.models.validate import MAX_LAYERS, listed, positive_int, refuse, supported
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.models.vit import attention, rope_2d
 from vlmfx.ops.activation import gated_activation
@@ -61,7 +61,7 @@ def vision_config(hf: dict[str, Any]) -> Qwen25VitConfig:
         intermediate_size=hf["intermediate_size"],
         output_size=hf["out_hidden_size"],
         window_size=hf.get("window_size", 112),
-        full_layers=tuple(hf.get("fullatt_block_indexes", (7, 15, 23, 31))),
+        full_layers=listed(hf, "fullatt_block_indexes", default=(7, 15, 23, 31), at="vision_config."),
         tokens_per_second=hf.get("tokens_per_second", 4),
         **common(hf, num_layers=32, patch_size=14),
     )

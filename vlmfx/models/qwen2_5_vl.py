@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from vlmfx.models import decoder, qwen2, qwen2_5_vit
-from vlmfx.models.qwen2_vl import KEY_PREFIXES, Qwen2VLConfig, extras, forward, is_unused, logits, merge
+from vlmfx.models.join import forward, logits, merge
+from vlmfx.models.qwen2_vl import KEY_PREFIXES, Qwen2VLConfig, extras, is_unused
+from vlmfx.models.validate import section
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
@@ -29,7 +31,7 @@ def config(hf: dict[str, Any]) -> Qwen25VLConfig:
     """The model of a config.json, flat as published or nested as newer code saves it."""
     return Qwen25VLConfig(
         text=qwen2.text_config(hf),
-        vision=qwen2_5_vit.vision_config(hf["vision_config"]),
+        vision=qwen2_5_vit.vision_config(section(hf, "vision_config")),
         image_token_id=hf.get("image_token_id", 151655),
         video_token_id=hf.get("video_token_id", 151656),
     )

@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from vlmfx.models import decoder, qwen2, qwen2_vit
-from vlmfx.models.layers import Batch, Cache, no_extras
-from vlmfx.models.validate import refuse, token_id
+from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge
+from vlmfx.models.layers import no_extras
+from vlmfx.models.validate import refuse, section, token_id
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.merge import merge as merge_rows
 from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
+
+__all__ = ["forward", "logits", "merge"]
 
 # Newer code saves other prefixes than the published checkpoints, whose names the specs use.
 KEY_PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))
@@ -43,7 +45,7 @@ def config(hf: dict[str, Any]) -> Qwen2VLConfig:
     """The model of a config.json, flat as published or nested as newer code saves it."""
     return Qwen2VLConfig(
         text=qwen2.text_config(hf),
-        vision=qwen2_vit.vision_config(hf["vision_config"]),
+        vision=qwen2_vit.vision_config(section(hf, "vision_config")),
         image_token_id=hf.get("image_token_id", 151655),
         video_token_id=hf.get("video_token_id", 151656),
     )
@@ -59,8 +61,7 @@ def param_specs(cfg: Qwen2VLConfig) -> Tree:
 
 def is_unused(cfg: Qwen2VLConfig, name: str) -> bool:
     """True for checkpoint names that are right to be there and are not needed: a copy of tied embeddings, buffers."""
-    buffers = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
-    return (cfg.text.tie_word_embeddings and name == "lm_head.weight") or name.endswith(buffers)
+    return is_head_copy_or_buffer(cfg, name, "lm_head.weight")
 
 
 def vision_hidden(params: Tree, cfg: Qwen2VLConfig, inputs: VisionInputs) -> Tensor:
@@ -77,22 +78,3 @@ def project(params: Tree, cfg: Qwen2VLConfig, x: Tensor) -> Tensor:
 def encode(params: Tree, cfg: Qwen2VLConfig, inputs: VisionInputs) -> Tensor:
     """Images as uint8 patches → (F, hidden), image after image."""
     return project(params, cfg, vision_hidden(params, cfg, inputs))
-
-
-def merge(
-    params: Tree, cfg: Qwen2VLConfig, ids: Tensor, features: Tensor | None, feature_index: Tensor | None
-) -> Tensor:
-    """ids (tokens,) → embeddings (tokens, hidden) with feature rows where feature_index is 0 or more."""
-    return merge_rows(params["text"]["embed"], ids, features, feature_index)
-
-
-def forward(
-    params: Tree, cfg: Qwen2VLConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree = ()
-) -> tuple[Tensor, Cache | None]:
-    """x (tokens, hidden), positions (3, tokens) → hidden states after the final norm, and the cache; extras is empty."""
-    return decoder.forward(params["text"], cfg.text, x, positions, cache, batch)
-
-
-def logits(params: Tree, cfg: Qwen2VLConfig, hidden: Tensor) -> Tensor:
-    """hidden (rows, hidden) → (rows, vocab)."""
-    return decoder.logits(params["text"], hidden)

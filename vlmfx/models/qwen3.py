@@ -7,20 +7,22 @@ from __future__ import annotations
 from typing import Any
 
 from vlmfx.models.decoder import DecoderConfig
-from vlmfx.models.qwen2 import mrope_section, rope_settings
-from vlmfx.models.validate import positive_int, supported
+from vlmfx.models.qwen2 import MROPE_TYPES, mrope_section
+from vlmfx.models.text_config import is_tied, rope_settings
+from vlmfx.models.validate import positive_int, section, supported
 
 SUPPORTED = {"hidden_act": "silu", "attention_bias": False}
 
 
 def text_config(hf: dict[str, Any]) -> DecoderConfig:
-    """The decoder of a Qwen3-VL config, which keeps it in text_config; whether the head is tied stands beside that."""
-    text = hf["text_config"]
+    """The decoder of a Qwen3-VL config, which keeps it in text_config."""
+    text = section(hf, "text_config")
     supported(text, SUPPORTED, at="text_config.")
-    rope = rope_settings(text)
+    _, rope = rope_settings(text, MROPE_TYPES)
     supported(rope, {"mrope_interleaved": True}, at="text_config.rope_scaling.")
+    # Of this family the reference asks the top level alone; versions before transformers 5 asked the text half.
+    says = text if hf.get("tie_word_embeddings") is None else hf
     width = positive_int("head_dim", text.get("head_dim", 128))
-    tied = hf.get("tie_word_embeddings")
     return DecoderConfig(
         vocab_size=text["vocab_size"],
         hidden_size=text["hidden_size"],
@@ -32,8 +34,8 @@ def text_config(hf: dict[str, Any]) -> DecoderConfig:
         rms_norm_eps=text["rms_norm_eps"],
         rope_theta=rope.get("rope_theta", text.get("rope_theta", 500_000.0)),
         max_position_embeddings=text["max_position_embeddings"],
-        tie_word_embeddings=text.get("tie_word_embeddings", False) if tied is None else tied,
+        tie_word_embeddings=is_tied(says),
         qk_norm=True,
-        mrope_section=mrope_section(text, width),
+        mrope_section=mrope_section(rope, width),
         mrope_interleaved=True,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmfx.models.layers import layer_norm_specs, linear, linear_specs
 from vlmfx.models.qwen2_vit import Qwen2VitConfig, common, patch_spec
-from vlmfx.models.validate import positive_int, refuse, supported
+from vlmfx.models.validate import listed, positive_int, refuse, supported
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.models.vit import block, block_specs, rope_2d
 from vlmfx.ops.activation import ACTIVATIONS
@@ -59,7 +59,7 @@ def vision_config(hf: dict[str, Any]) -> Qwen3VitConfig:
         intermediate_size=hf["intermediate_size"],
         output_size=hf["out_hidden_size"],
         num_positions=hf["num_position_embeddings"],
-        deepstack_layers=tuple(hf["deepstack_visual_indexes"]),
+        deepstack_layers=listed(hf, "deepstack_visual_indexes", at="vision_config."),
         **common(hf, num_layers=27, patch_size=16),
     )
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmfx.models import decoder, qwen3, qwen3_vit
+from vlmfx.models import decoder, join, qwen3, qwen3_vit
+from vlmfx.models.join import logits
 from vlmfx.models.layers import Batch, Cache
-from vlmfx.models.qwen2_vl import Qwen2VLConfig, is_unused, logits
-from vlmfx.models.validate import refuse
+from vlmfx.models.qwen2_vl import Qwen2VLConfig, is_unused
+from vlmfx.models.validate import refuse, section
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.merge import merge as merge_rows
 from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
 
@@ -56,7 +56,7 @@ def config(hf: dict[str, Any]) -> Qwen3VLConfig:
     """The model of a config.json."""
     return Qwen3VLConfig(
         text=qwen3.text_config(hf),
-        vision=qwen3_vit.vision_config(hf["vision_config"]),
+        vision=qwen3_vit.vision_config(section(hf, "vision_config")),
         image_token_id=hf.get("image_token_id", 151655),
         video_token_id=hf.get("video_token_id", 151656),
     )
@@ -91,7 +91,7 @@ def merge(
 ) -> Tensor:
     """ids (tokens,) → embeddings (tokens, hidden) with the first part of feature rows where feature_index is 0 or more."""
     rows = features[:, : cfg.text.hidden_size] if features is not None else None
-    return merge_rows(params["text"]["embed"], ids, rows, feature_index)
+    return join.merge(params, cfg, ids, rows, feature_index)
 
 
 def extras(

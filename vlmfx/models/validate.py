@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from vlmfx.errors import CheckpointError
+from vlmfx.errors import CheckpointError, shown
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 MAX_INT, MAX_FLOAT, MAX_LAYERS = 2**31 - 1, 3.4e38, 1000
@@ -14,9 +14,29 @@ MAX_INT, MAX_FLOAT, MAX_LAYERS = 2**31 - 1, 3.4e38, 1000
 
 def refuse(key: str, found: Any, expected: str, *, file: str = CONFIG) -> NoReturn:
     """Raise the CheckpointError of one key."""
-    text = repr(found)
-    shown = text if len(text) <= 80 else text[:79] + "…"
-    raise CheckpointError(f"{file}: {key} is {shown}, expected {expected}; restore the published {file}.")
+    raise CheckpointError(f"{file}: {key} is {shown(found)}, expected {expected}; restore the published {file}.")
+
+
+def section(
+    hf: Mapping[str, Any], key: str, *, optional: bool = False, at: str = "", file: str = CONFIG
+) -> dict[str, Any]:
+    """The object under a key; {} where an optional one is absent or null. Raises KeyError where another is absent."""
+    value = hf.get(key) if optional else hf[key]
+    if value is None and optional:
+        return {}
+    if not isinstance(value, dict):
+        refuse(at + key, value, "an object", file=file)
+    return value
+
+
+def listed(
+    hf: Mapping[str, Any], key: str, *, default: tuple[Any, ...] | None = None, at: str = "", file: str = CONFIG
+) -> tuple[Any, ...]:
+    """The list under a key. Raises KeyError where it is absent and has no default."""
+    value = hf[key] if default is None else hf.get(key, default)
+    if not isinstance(value, (list, tuple)):
+        refuse(at + key, value, "a list", file=file)
+    return tuple(value)
 
 
 def positive_int(key: str, value: Any, *, most: int = MAX_INT, file: str = CONFIG) -> int:

@@ -39,7 +39,7 @@ class GoldenPrompt:
     @cached_property
     def values(self) -> dict[str, Tensor]:
         """Name → value, or the kept elements of one that is sampled."""
-        tensors = load_file(self.folder / "golden.safetensors")
+        tensors = _tensors(self.folder)
         others = "padded.", *(() if self.prefix else _prefixes(self.folder))
         return {
             name.removeprefix(self.prefix): value
@@ -58,7 +58,11 @@ class GoldenPrompt:
     @cached_property
     def text(self) -> str:
         """The rendered prompt, before placeholders are expanded."""
-        return self._input("prompt.txt").read_text(encoding="utf-8")
+        path = self._input("prompt.txt")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InvalidRequest("golden", f"{path} cannot be read ({error}); restore the file.") from None
 
     def request(self) -> dict[str, Any]:
         """The prompt as `generate` takes it."""
@@ -124,11 +128,7 @@ class GoldenPrompt:
 
 
 def _prefixes(folder: Path) -> tuple[str, ...]:
-    found = {
-        match[1]
-        for name in load_file(folder / "golden.safetensors")
-        if (match := re.match(r"(p\d+\.)input_ids$", name))
-    }
+    found = {match[1] for name in _tensors(folder) if (match := re.match(r"(p\d+\.)input_ids$", name))}
     return tuple(sorted(found, key=lambda p: int(p[1:-1])))
 
 
@@ -159,6 +159,15 @@ def find(root: str | Path, model_folder: Path) -> list[GoldenPrompt]:
 
 def _prompts(folder: Path, meta: dict[str, Any]) -> list[GoldenPrompt]:
     return [GoldenPrompt(folder, meta, prefix) for prefix in _prefixes(folder) or ("",)]
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """The values of a case. Raises InvalidRequest."""
+    path = folder / "golden.safetensors"
+    try:
+        return load_file(path)
+    except Exception as error:  # OSError, and safetensors' own
+        raise InvalidRequest("golden", f"{path} cannot be read ({error}); restore the file.") from None
 
 
 def _meta(folder: Path) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmfx.errors import CheckpointError, InvalidRequest
+from vlmfx.errors import CheckpointError, InvalidRequest, reason_of
 
+NO_CODE: Any = {"trust_remote_code": False}  # left out, transformers asks on stdin
 QWEN_PROCESSORS = (
     ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
     ("qwen2_vl", "Qwen2VLImageProcessor"),
@@ -59,12 +60,14 @@ class Reference:
             )
         self.name = f"transformers {transformers.__version__}"
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **NO_CODE)
             with _no_progress_bar(transformers):
-                loaded = kind.from_pretrained(folder, torch_dtype=dtype, attn_implementation="eager")
+                loaded = kind.from_pretrained(
+                    folder, torch_dtype=dtype, attn_implementation="eager", use_safetensors=True, **NO_CODE
+                )
         except Exception as error:  # whatever its readers raise for this folder
-            reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")[:300] or type(error).__name__
-            raise CheckpointError(f"{folder}: {self.name} cannot load it ({reason}); use --golden DIR.") from error
+            message = f"{folder}: {self.name} cannot load it ({reason_of(error)}); use --golden DIR."
+            raise CheckpointError(message) from error
         self._model: Any = loaded.to(device).eval()
         self._device = device
 
@@ -103,7 +106,8 @@ class Reference:
     def _pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         if not images:
             return {}
-        pixels = _image_processor(self.architecture).from_pretrained(self._folder)(list(images), return_tensors="pt")
+        processor = _image_processor(self.architecture).from_pretrained(self._folder, **NO_CODE)
+        pixels = processor(list(images), return_tensors="pt")
         return {name: torch.as_tensor(value) for name, value in pixels.items()}
 
     def _ids(self, text: str, pixels: dict[str, Tensor]) -> Tensor:

@@ -72,7 +72,7 @@ def stages(model: Model, inputs: ModelInputs, dimensions: Sequence[int] = ()) ->
 def greedy(model: Model, inputs: ModelInputs, num_tokens: int) -> Values:
     """greedy_ids and greedy_margins of num_tokens steps through the engine and its cache, or as many as the context allows."""
     params = SamplingParams.greedy(max_tokens=num_tokens, ignore_eos=True, logprobs=2, detokenize=False)
-    request = Request(number=0, inputs=inputs, params=params, arrival=time.perf_counter())
+    request = Request.ready(0, inputs, params, time.perf_counter())
     (output,) = engine.run(model, [request], max_num_seqs=1)
     completion = output.outputs[0]
     assert completion.logprobs is not None

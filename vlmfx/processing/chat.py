@@ -18,13 +18,13 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from vlmfx.errors import CheckpointError, InvalidRequest
+from vlmfx.errors import CheckpointError, InvalidRequest, reason_of
+from vlmfx.processing.sandbox import BUDGET, MAX_CHARS, Budget, Sandbox
 
 FIELD = "chat_template"
 TEMPLATES = Path(__file__).parents[1] / "assets" / "templates"  # the shipped ones, given by their bare names
-MAX_CHARS = 16 * 2**20  # of one rendered prompt; the sandbox limits each range() to 100,000
+MAX_TEMPLATE_CHARS = 2**20
 
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 
@@ -54,7 +54,9 @@ def load_chat_template(folder: str | Path, override: str | Path | None = None) -
             if found is not None:
                 return str(found)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        message = f"{path}: its chat template cannot be read ({error}); download it again or pass chat_template=…."
+        message = (
+            f"{path}: its chat template cannot be read ({reason_of(error)}); download it again or pass chat_template=…."
+        )
         raise CheckpointError(message) from error
     return None
 
@@ -62,6 +64,12 @@ def load_chat_template(folder: str | Path, override: str | Path | None = None) -
 def shipped_templates() -> list[str]:
     """The bare names of the templates that come with vlmfx."""
     return sorted(path.name for path in TEMPLATES.glob("*.jinja"))
+
+
+def shipped_template(name: str | Path) -> Path | None:
+    """The shipped template of this name, which may lack its ".jinja"; None where there is none."""
+    file = f"{str(name).removesuffix('.jinja')}.jinja"
+    return TEMPLATES / file if file in shipped_templates() else None
 
 
 def render_chat(
@@ -88,7 +96,7 @@ def render_chat(
     try:
         chat = _plain(list(messages))
         final = _tag_final_message(chat) if continue_final_message else ""
-        variables = {**special_tokens, "tools": None, "documents": None, **_plain(kwargs)}
+        variables = {**special_tokens, "tools": None, "documents": None, **_plain(kwargs), BUDGET: Budget()}
         for piece in compiled.generate(messages=chat, add_generation_prompt=add_generation_prompt, **variables):
             pieces.append(piece)
             num_chars += len(piece)
@@ -97,7 +105,7 @@ def render_chat(
     except InvalidRequest:
         raise
     except Exception as error:  # a template is a program: it can raise anything
-        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")[:300] or type(error).__name__
+        reason = reason_of(error)
         message = f"the template cannot render these messages ({reason}); change the messages or pass chat_template=…."
         raise InvalidRequest(FIELD, message, found=reason) from error
     prompt = "".join(pieces)
@@ -132,16 +140,15 @@ def _override_text(override: str | Path) -> str:
     # Told apart by what only one of them can hold: a path has no line break, a template hardly lacks braces.
     if isinstance(override, str) and ("{" in override or "\n" in override):
         return override
-    shipped = shipped_templates()
     try:
-        path = TEMPLATES / override if str(override) in shipped and not Path(override).exists() else Path(override)
-        return path.read_text(encoding="utf-8")
+        is_file, shipped = Path(override).is_file(), shipped_template(override)
+        return (Path(override) if is_file or shipped is None else shipped).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         message = (
             f"{str(override)[:200]!r} is neither a readable file nor a Jinja template; "
-            f"give one of them, or a shipped one: {', '.join(shipped)}."
+            f"give one of them, or a shipped one: {', '.join(shipped_templates())}."
         )
-        raise InvalidRequest(FIELD, message, found=str(override)[:200], expected=shipped) from error
+        raise InvalidRequest(FIELD, message, found=str(override)[:200], expected=shipped_templates()) from error
 
 
 class _Generation(Extension):
@@ -172,11 +179,9 @@ def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson  # Jinja's own escapes HTML
+def _environment() -> Sandbox:
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.add_filter("tojson", _tojson)  # Jinja's own escapes HTML
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return environment
 
@@ -192,11 +197,14 @@ def _compile(template: str | None) -> jinja2.Template:
     if template is None:
         message = "this model has no chat template; pass chat_template=… with a Jinja text or the path of a file."
         raise InvalidRequest(FIELD, message, found=None, expected="a Jinja template")
+    if len(template) > MAX_TEMPLATE_CHARS:
+        message = f"the template has {len(template)} characters, expected at most {MAX_TEMPLATE_CHARS}; shorten it."
+        raise InvalidRequest(FIELD, message, found=len(template), expected=MAX_TEMPLATE_CHARS)
     try:
         return _environment().from_string(template)
     except Exception as error:  # TemplateSyntaxError; RecursionError for absurd nesting
-        message = f"the template is not valid Jinja ({str(error).splitlines()[0][:300]}); correct it."
-        raise InvalidRequest(FIELD, message, found=str(error)) from error
+        message = f"the template is not valid Jinja ({reason_of(error)}); correct it."
+        raise InvalidRequest(FIELD, message, found=reason_of(error)) from error
 
 
 def _plain(value: Any) -> Any:

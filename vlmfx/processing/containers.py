@@ -14,10 +14,12 @@ from typing import Any, BinaryIO, NoReturn
 
 from PIL import Image
 
-from vlmfx.errors import InvalidRequest
+from vlmfx.errors import InvalidRequest, reason_of
 from vlmfx.processing.images import MAX_PIXELS
 
 FORMATS = ("mp4", "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "gif")
+CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "flv1", "mjpeg", "gif")
+MAX_DECODED_PIXELS = 2 * 10**10  # of all frames that are decoded of a file: 5 minutes of 1080p at 30 frames a second
 MAX_FRAME_COUNT = 2**40  # that a damaged header may promise
 NUM_THREADS = 4  # FFmpeg's default is one a core, each with frames of its own
 
@@ -50,6 +52,10 @@ def opened(source: Any, field: str) -> Iterator[tuple[Any, Any]]:
                     "its codec is not known, or the file is not whole; send all of an H.264 or VP9 file, or another."
                 )
                 raise InvalidRequest(field, message, found=None)
+            codec = getattr(context.codec, "canonical_name", None) or context.codec.name
+            if codec not in CODECS:
+                message = f"its codec {codec} is not read; send one of {', '.join(CODECS)}."
+                raise InvalidRequest(field, message, found=codec, expected=CODECS)
             check_size(context.width, context.height, field)
             context.options = {"max_pixels": str(MAX_PIXELS)}
             context.thread_type, context.thread_count = "AUTO", NUM_THREADS
@@ -57,7 +63,7 @@ def opened(source: Any, field: str) -> Iterator[tuple[Any, Any]]:
     except InvalidRequest:
         raise
     except Exception as error:  # FFmpeg's errors come as OSError, ValueError, EOFError, LookupError, ...
-        reason = (str(error).splitlines() or [""])[0].rstrip(".")[:200] or type(error).__name__
+        reason = reason_of(error)
         message = f"the video cannot be read ({reason}); send a whole {', '.join(FORMATS)} file."
         raise InvalidRequest(field, message, found=reason, expected=FORMATS) from error
 
@@ -87,16 +93,25 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
         yield from container.demux(stream)
 
 
-def decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """Every frame of a stream that can be decoded; a damaged packet is passed over."""
+def decoded(container: Any, stream: Any, field: str) -> Iterator[Any]:
+    """Every frame of a stream that can be decoded; a damaged packet is passed over.
+
+    Raises InvalidRequest for a frame that is too large, and once all so far have too many pixels, whatever the header says."""
     import av
 
+    num_pixels = 0
     for packet in packets(container, stream):
         try:
             frames = packet.decode()
         except (av.FFmpegError, EOFError):
             continue
-        yield from frames
+        for frame in frames:
+            check_size(frame.width, frame.height, field)
+            num_pixels += frame.width * frame.height
+            if num_pixels > MAX_DECODED_PIXELS:
+                message = f"its frames have over {MAX_DECODED_PIXELS:.0e} pixels to decode; send a shorter or a smaller video."
+                raise InvalidRequest(field, message, found=num_pixels, expected=MAX_DECODED_PIXELS)
+            yield frame
 
 
 def header_frames(container: Any, stream: Any, fps: float | None) -> int:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmfx.errors import InvalidRequest
-from vlmfx.processing.chat import load_chat_template, render_chat, shipped_templates, template_takes_parts
+from vlmfx.errors import InvalidRequest, shown
+from vlmfx.processing.chat import (
+    load_chat_template,
+    render_chat,
+    shipped_template,
+    shipped_templates,
+    template_takes_parts,
+)
 from vlmfx.processing.messages import Media, messages_for_template
 
 # What may stand beside "messages".
@@ -24,10 +30,12 @@ def render(
     placeholders: Mapping[str, str],
     special_tokens: Mapping[str, str],
     reads_files: bool,
+    check: Callable[[Sequence[Media]], None],
 ) -> tuple[str, list[Media]]:
     """(the prompt, its images and videos in order) of a request with "messages", by its own chat template or else `template`.
 
-    reads_files: whether a request's template may be a path. Raises InvalidRequest."""
+    reads_files: whether a request's template may be a path. check raises for media that are too many, before a text is put
+    together. Raises InvalidRequest."""
     if "chat_template" in request:
         template = _template_of(request["chat_template"], reads_files)
     if template is None:
@@ -38,10 +46,10 @@ def render(
         raise InvalidRequest("chat_template", message)
     form = request.get("chat_template_content_format", "auto")
     if form not in CONTENT_FORMATS:
-        message = f"it is {str(form)[:40]!r}; use one of {', '.join(CONTENT_FORMATS)}."
+        message = f"it is {shown(form)}; use one of {', '.join(CONTENT_FORMATS)}."
         raise InvalidRequest("chat_template_content_format", message, found=form, expected=CONTENT_FORMATS)
     takes_parts = template_takes_parts(template) if form == "auto" else form == "openai"
-    messages, media = messages_for_template(request["messages"], takes_parts, placeholders)
+    messages, media = messages_for_template(request["messages"], takes_parts, placeholders, check)
     is_continued = _flag(request, "continue_final_message", False)
     prompt = render_chat(
         template,
@@ -60,7 +68,7 @@ def _template_of(given: Any, reads_files: bool) -> str:
         message = f"it is {'empty' if given == '' else f'a {type(given).__name__}'}; pass a Jinja text or a path."
         raise InvalidRequest("chat_template", message, found=type(given).__name__)
     is_text = isinstance(given, str) and ("{" in given or "\n" in given)
-    if not reads_files and not is_text and str(given) not in shipped_templates():
+    if not reads_files and not is_text and shipped_template(given) is None:
         message = "it is neither a Jinja text nor a shipped one's name; send one of them."
         raise InvalidRequest("chat_template", message, found=str(given)[:200], expected=shipped_templates())
     text = load_chat_template("", given)
@@ -71,7 +79,7 @@ def _template_of(given: Any, reads_files: bool) -> str:
 def _flag(request: Mapping[str, Any], key: str, default: bool) -> bool:
     value = request.get(key, default)
     if not isinstance(value, bool):
-        raise InvalidRequest(key, f"it is {str(value)[:40]!r}; pass True or False.", found=value, expected="bool")
+        raise InvalidRequest(key, f"it is {shown(value)}; pass True or False.", found=value, expected="bool")
     return value
 
 

@@ -15,26 +15,34 @@ from numpy.lib import format as npy
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from vlmfx.errors import InvalidRequest
+from vlmfx.errors import InvalidRequest, reason_of
 
 SUFFIXES = (".safetensors", ".npy")
 PICKLES = (b"PK", b"\x80")  # what torch.save, npz and pickle files begin with
 EXPECTED = "a safetensors or npy file"
+MAX_TENSORS = 8  # in a safetensors file; no family takes more than three
 
 
-def from_base64(text: str, field: str) -> bytes:
-    """The bytes of a base64 text. Raises InvalidRequest."""
+def from_base64(text: str, field: str, max_bytes: int) -> bytes:
+    """The bytes of a base64 text, at most max_bytes. Raises InvalidRequest."""
+    if len(text) > max_bytes * 4 // 3 + 4:
+        message = f"the text holds more than {max_bytes} bytes; send a smaller file."
+        raise InvalidRequest(field, message, found=len(text), expected=max_bytes)
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
-        message = f"the text is not base64 ({error}); send {EXPECTED} in base64."
+        message = f"the text is not base64 ({reason_of(error)}); send {EXPECTED} in base64."
         raise InvalidRequest(field, message, found=text[:40], expected=EXPECTED) from None
 
 
 def read_files(value: Any, field: str) -> Any:
     """multi_modal_data["image"] with its safetensors and npy files read: paths by their suffix, in a dict also bytes; the rest as it is."""
     if isinstance(value, (list, tuple)):
-        return [read_files(item, field) for item in value]
+        return [item if isinstance(item, (list, tuple)) else _read_item(item, field) for item in value]
+    return _read_item(value, field)
+
+
+def _read_item(value: Any, field: str) -> Any:
     if isinstance(value, dict):
         return {
             key: read(v, f"{field}.{key}") if isinstance(v, bytes) or _is_path(v) else v for key, v in value.items()
@@ -64,10 +72,13 @@ def read(source: bytes | bytearray | memoryview | str | os.PathLike[str], field:
     except InvalidRequest:
         raise
     except Exception as error:  # safetensors raises its own type, numpy's header reader almost any
-        reason = (str(error).splitlines() or [""])[0].rstrip(".")[:200] or type(error).__name__
-        raise InvalidRequest(field, f"it is not {EXPECTED} ({reason}); send a whole one.", expected=EXPECTED) from None
+        message = f"it is not {EXPECTED} ({reason_of(error)}); send a whole one."
+        raise InvalidRequest(field, message, expected=EXPECTED) from None
     if not tensors:
         raise InvalidRequest(field, "the file holds no tensor; put one there.", expected=EXPECTED)
+    if len(tensors) > MAX_TENSORS:
+        message = f"the file holds {len(tensors)} tensors, expected at most {MAX_TENSORS}; send those of one request."
+        raise InvalidRequest(field, message, found=len(tensors), expected=MAX_TENSORS)
     return next(iter(tensors.values())) if len(tensors) == 1 else tensors
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from vlmfx.errors import InvalidRequest
+from vlmfx.errors import InvalidRequest, reason_of
 
 ImageSource = Image.Image | str | os.PathLike[str] | bytes | np.ndarray
 
@@ -99,9 +99,12 @@ def _opened(source: ImageSource, field: str) -> Iterator[tuple[Image.Image, bool
             raise InvalidRequest(field, message, found=type(source).__name__, expected=expected)
     except InvalidRequest:
         raise
+    except UnidentifiedImageError as error:
+        message = f"the image cannot be read (it is none of {', '.join(FORMATS)}); send a whole PNG or JPEG file."
+        raise InvalidRequest(field, message, expected=FORMATS) from error
     # Damaged files raise SyntaxError, struct.error, OSError, ValueError, DecompressionBombError, ... from Pillow.
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0].rstrip(".")[:200] or type(error).__name__
+        reason = reason_of(error)
         message = f"the image cannot be read ({reason}); send a whole {', '.join(FORMATS)} file."
         raise InvalidRequest(field, message, found=reason, expected=FORMATS) from error
 

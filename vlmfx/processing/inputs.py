@@ -66,6 +66,23 @@ def expand_tokens(ids: Sequence[int], token_ids: Mapping[str, int], layouts: Lay
     return Expanded(token_ids=list(ids), feature_index=index)
 
 
+def plain_positions(cfg: object, ids: Sequence[int], layouts: Layouts) -> tuple[Tensor, int]:
+    """The positions 0..L−1 (L,) of a family whose images count as their tokens, and the position of the next token."""
+    return torch.arange(len(ids)), len(ids)
+
+
+def check_ratio(height: int, width: int, most: int, field: str) -> None:
+    """Raise InvalidRequest for an image or a frame whose longer side is over `most` times the shorter one."""
+    long, short = max(height, width), min(height, width)
+    if long > most * short:
+        raise InvalidRequest(
+            field,
+            f"its sides are {width} x {height}, a ratio over {most}; crop it to the part you ask about.",
+            found=long / short,
+            expected=most,
+        )
+
+
 def num_rows(layouts: Sequence[MediaLayout]) -> int:
     """Feature rows of several images or videos."""
     return sum(layout.num_rows for layout in layouts)

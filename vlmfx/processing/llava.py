@@ -4,8 +4,9 @@ Source: huggingface/transformers: models/llava/processing_llava.py, models/clip/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +19,17 @@ from vlmfx.models.validate import PREPROCESSOR, supported
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.patches import pack_patches
 from vlmfx.processing.embeds import rows_of
-from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, expand_tokens
+from vlmfx.processing.images import FIELD
+from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, check_ratio, expand_tokens, plain_positions
 from vlmfx.processing.pixels import STEPS, pixel_settings
 from vlmfx.processing.resize import resize
 from vlmfx.processing.tokenizer import Tokenizer
 
 PLACEHOLDERS = {"image": "<image>"}
 REQUEST_SETTINGS: dict[str, range] = {}
+positions = plain_positions
 
+MAX_ASPECT_RATIO = 64
 SUPPORTED = {**STEPS, "do_center_crop": True, "do_pad": False}
 
 
@@ -67,7 +71,8 @@ def config(preprocessor: dict[str, Any], model: LlavaConfig, tokenizer: Tokenize
 
 
 def layout(cfg: LlavaProcessing, size: tuple[int, int]) -> MediaLayout:
-    """The layout of an image of (height, width): the same for every size."""
+    """The layout of an image of (height, width), the same for every size. Raises InvalidRequest for one too thin."""
+    check_ratio(*size, MAX_ASPECT_RATIO, FIELD)
     return MediaLayout(num_rows=cfg.num_rows, grid=(1, 1, cfg.num_rows))
 
 
@@ -76,26 +81,19 @@ def crop_image(cfg: LlavaProcessing, image: Image.Image) -> Tensor:
     s, (width, height) = cfg.image_size, image.size
     short, long = min(width, height), max(width, height)
     longer = int(s * long / short)
-    if longer > 64 * s:
-        raise InvalidRequest(
-            "multi_modal_data.image",
-            f"its sides are {width} x {height}, a ratio over 64; crop it to the part you ask about.",
-            found=long / short,
-            expected=64,
-        )
     pixels = resize(image, *((s, longer) if width > height else (longer, s)), cfg.resample)
     top, left = (pixels.shape[0] - s) // 2, (pixels.shape[1] - s) // 2
     return pixels[top : top + s, left : left + s]
 
 
-def vision_inputs(cfg: LlavaProcessing, images: Sequence[Image.Image]) -> VisionInputs:
+def vision_inputs(cfg: LlavaProcessing, images: Iterable[Image.Image]) -> VisionInputs:
     """RGB images → packed patches, one segment an image."""
-    frames = torch.stack([crop_image(cfg, image) for image in images])[:, None]
+    frames = torch.stack([*map(partial(crop_image, cfg), images)])[:, None]
     patches = pack_patches(frames, cfg.patch_size)
     return VisionInputs(
         patches=patches,
         position_ids=torch.empty(len(patches), 0, dtype=torch.int64),
-        seq_lens=(len(patches) // len(images),) * len(images),
+        seq_lens=(len(patches) // len(frames),) * len(frames),
         mean=cfg.mean,
         std=cfg.std,
     )
@@ -111,15 +109,10 @@ def embed_inputs(cfg: LlavaProcessing, value: Any) -> tuple[Tensor, list[MediaLa
             found=len(rows),
             expected=cfg.num_rows,
         )
-    return rows, [layout(cfg, (0, 0))] * (len(rows) // cfg.num_rows)
+    return rows, [layout(cfg, (1, 1))] * (len(rows) // cfg.num_rows)
 
 
 def expand(cfg: LlavaProcessing, tokenizer: Tokenizer, prompt: str | list[int], layouts: Layouts) -> Expanded:
     """The prompt with each image's token repeated. Raises InvalidRequest when they differ in number from the images."""
     ids = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt
     return expand_tokens(ids, {"image": cfg.image_token_id}, layouts)
-
-
-def positions(cfg: LlavaProcessing, ids: Sequence[int], layouts: Layouts) -> tuple[Tensor, int]:
-    """Positions 0..L−1 (L,), and the position of the next token."""
-    return torch.arange(len(ids)), len(ids)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from vlmfx.errors import InvalidRequest
+from torch import Tensor
+
+from vlmfx.errors import InvalidRequest, reason_of
 from vlmfx.processing import embed_files, web
 from vlmfx.processing.messages import Media
 from vlmfx.processing.video import MAX_FRAMES
@@ -76,23 +78,34 @@ class MediaPolicy:
             raise InvalidRequest("allowed_local_media_path", message, found=str(folder)[:200])
         object.__setattr__(self, "allowed_local_media_path", folder)
         if self.allowed_media_domains is not None:
-            domains = _names("allowed_media_domains", self.allowed_media_domains)
+            domains = _names("allowed_media_domains", self.allowed_media_domains, with_port=False)
             object.__setattr__(self, "allowed_media_domains", domains or None)
-        object.__setattr__(self, "private_media_hosts", _names("private_media_hosts", self.private_media_hosts))
+        hosts = _names("private_media_hosts", self.private_media_hosts, with_port=True)
+        object.__setattr__(self, "private_media_hosts", hosts)
 
 
-def _names(option: str, value: Any) -> tuple[str, ...]:
-    """Host names in lower case, from a list or a text with commas. Raises InvalidRequest for what cannot be one."""
+def _names(option: str, value: Any, *, with_port: bool) -> tuple[str, ...]:
+    """Host names as URLs' are compared, from a list or a text with commas. Raises InvalidRequest for what cannot be one."""
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, (list, tuple, set, frozenset)) or not all(isinstance(item, str) for item in items):
         message = f"it is a {type(value).__name__}; give a list of host names."
         raise InvalidRequest(option, message, found=value)
-    names = tuple(item.strip().lower().rstrip(".") for item in items if item.strip())
-    for name in names:
-        if not re.fullmatch(r"\[[0-9a-f:.]+\](:\d+)?|[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f.]*|[^\s/@:\[\]]+(:\d+)?", name):
-            expected = "host names without scheme or path"
-            raise InvalidRequest(option, f"it holds {name[:80]!r}; give {expected}.", found=name, expected=expected)
-    return names
+    return tuple(_name(option, item.strip(), with_port) for item in items if item.strip())
+
+
+def _name(option: str, text: str, with_port: bool) -> str:
+    """One host in the spelling that a URL's host gets, "HOST" or "HOST:PORT"."""
+    bare = re.fullmatch(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*", text)  # IPv6 without brackets
+    try:
+        place = web.parse(f"http://[{text}]/" if bare else f"http://{text}/")
+        has_port = not bare and re.search(r":\d+$", text) is not None
+        if place.target == "/" and (with_port or not has_port):
+            return place.netloc if has_port else place.host
+    except web.Refused:
+        pass
+    port = "or host:port " if with_port else ""
+    expected = f"host names {port}without scheme, path{' or' if with_port else ', port or'} *"
+    raise InvalidRequest(option, f"it holds {text[:80]!r}; give {expected}.", found=text, expected=expected)
 
 
 def load_all(items: Sequence[Media], policy: MediaPolicy) -> list[Any]:
@@ -119,9 +132,13 @@ def load_all(items: Sequence[Media], policy: MediaPolicy) -> list[Any]:
     return values
 
 
-def _num_bytes(value: Any) -> int:
-    if isinstance(value, list):
-        return sum(_num_bytes(item) for item in value)
+def _num_bytes(value: Any, levels: int = 2) -> int:
+    """Of files and tensors, also in lists and dicts, as deep as any legal form has them: a list may hold itself."""
+    if isinstance(value, (list, tuple, dict)):
+        items = (value.values() if isinstance(value, dict) else value) if levels else ()
+        return sum(_num_bytes(item, levels - 1) for item in items)
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
     return len(value) if isinstance(value, bytes) else 0
 
 
@@ -147,7 +164,7 @@ def load(item: Media, policy: MediaPolicy) -> Any:
     if item.kind.endswith("_url") or (isinstance(value, str) and SCHEME.match(value)):
         value = fetch(str(value), policy, item.field, video=item.modality == "video")
     elif item.kind == "image_embeds" and isinstance(value, str) and not value.endswith(embed_files.SUFFIXES):
-        value = embed_files.from_base64(value, item.field)
+        value = embed_files.from_base64(value, item.field, policy.max_bytes)
     elif isinstance(value, (str, os.PathLike)) and not policy.allow_paths:
         raise InvalidRequest(
             item.field, "it is a path, which is not read here; send a URL, or the file in a data: URL."
@@ -189,7 +206,9 @@ def _decode(url: str, policy: MediaPolicy, field: str) -> bytes:
         if not blob:
             raise ValueError("it holds 0 bytes")
     except ValueError as error:  # binascii.Error and UnicodeError too
-        message = f"the data: URL cannot be decoded ({error}); send data:image/png;base64,… with the whole file."
+        message = (
+            f"the data: URL cannot be decoded ({reason_of(error)}); send data:image/png;base64,… with the whole file."
+        )
         raise InvalidRequest(field, message, found=url[:40], expected="data:image/png;base64,…") from error
     return blob
 

@@ -4,28 +4,31 @@ Source: openbmb/MiniCPM-V-2_6: image_processing_minicpmv.py, processing_minicpmv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmfx.errors import CheckpointError, InvalidRequest
+from vlmfx.errors import CheckpointError, InvalidRequest, shown
 from vlmfx.models.minicpm_v import MiniCPMVConfig
 from vlmfx.models.siglip import table_places
 from vlmfx.models.validate import PREPROCESSOR, one_of, positive_int, refuse, supported, three_numbers
 from vlmfx.models.vision_inputs import VisionInputs, concat
 from vlmfx.ops.patches import pack_patches
-from vlmfx.processing.embeds import integer_table, rows_of
-from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, check_count
+from vlmfx.processing.embeds import integer_table, joined, rows_of
+from vlmfx.processing.images import FIELD
+from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, check_count, check_ratio, plain_positions
 from vlmfx.processing.slices import cut_image, slice_grid
 from vlmfx.processing.tokenizer import Tokenizer
 
 PLACEHOLDERS = {"image": "(<image>./</image>)"}
 MAX_SLICES = 1000  # more than any image we decode can have
 REQUEST_SETTINGS = {"max_slice_nums": range(1, MAX_SLICES + 1), "use_image_id": range(2)}
+positions = plain_positions
 
 MARKS = {"im_start": "<image>", "im_end": "</image>", "slice_start": "<slice>", "slice_end": "</slice>", "unk": "<unk>"}
 ID_MARKS = {"im_id_start": "<image_id>", "im_id_end": "</image_id>"}
@@ -97,24 +100,20 @@ def config(preprocessor: dict[str, Any], model: MiniCPMVConfig, tokenizer: Token
 def layout(cfg: MiniCPMVProcessing, size: tuple[int, int]) -> SlicedLayout:
     """The layout of an image of (height, width). Raises InvalidRequest for one too thin."""
     height, width = size
-    if max(size) > cfg.max_aspect_ratio * min(size):
-        raise InvalidRequest(
-            "multi_modal_data.image",
-            f"its sides are {width} x {height}, a ratio over {cfg.max_aspect_ratio}; crop it to the part you ask about.",
-            found=max(size) / min(size),
-            expected=cfg.max_aspect_ratio,
-        )
+    check_ratio(height, width, cfg.max_aspect_ratio, FIELD)
     grid = slice_grid((width, height), cfg.scale_resolution, cfg.max_slice_nums)
     num_rows = cfg.num_queries * (1 + grid[0] * grid[1])
     return SlicedLayout(num_rows=num_rows, grid=(1, 1, num_rows), slice_grid=grid)
 
 
-def vision_inputs(cfg: MiniCPMVProcessing, images: Sequence[Image.Image]) -> VisionInputs:
+def vision_inputs(cfg: MiniCPMVProcessing, images: Iterable[Image.Image]) -> VisionInputs:
     """RGB images → packed patches, one segment for each image and each of its slices, row by row."""
-    grids = [layout(cfg, (image.height, image.width)).slice_grid for image in images]
-    size = cfg.scale_resolution, cfg.patch_size
-    cut = [pixels for image, grid in zip(images, grids, strict=True) for pixels in cut_image(image, grid, *size)]
-    return concat([_segment(cfg, pixels) for pixels in cut])
+    return concat([*map(partial(_image_inputs, cfg), images)])
+
+
+def _image_inputs(cfg: MiniCPMVProcessing, image: Image.Image) -> VisionInputs:
+    grid = layout(cfg, (image.height, image.width)).slice_grid
+    return concat([_segment(cfg, pixels) for pixels in cut_image(image, grid, cfg.scale_resolution, cfg.patch_size)])
 
 
 def _segment(cfg: MiniCPMVProcessing, pixels: Tensor) -> VisionInputs:
@@ -134,9 +133,10 @@ def patch_positions(height: int, width: int, table_side: int) -> Tensor:
 def embed_inputs(cfg: MiniCPMVProcessing, value: Any) -> tuple[Tensor, list[SlicedLayout]]:
     """{"image_embeds": (slices, num_queries, hidden) or rows, "image_size_list": [(width, height), ...]}, or a list of such → rows and
     layouts. The sizes, also called "image_sizes", are those of the original images: the number of slices follows from them."""
-    if isinstance(value, (list, tuple)):
-        parts = [embed_inputs(cfg, item) for item in value]
-        return torch.cat([rows for rows, _ in parts]), [layout for _, layouts in parts for layout in layouts]
+    return joined(value, partial(_embed_inputs, cfg))
+
+
+def _embed_inputs(cfg: MiniCPMVProcessing, value: Any) -> tuple[Tensor, list[SlicedLayout]]:
     key = "image_sizes" if isinstance(value, dict) and "image_sizes" in value else "image_size_list"
     if not isinstance(value, dict) or key not in value or "image_embeds" not in value:
         raise InvalidRequest(
@@ -149,7 +149,7 @@ def embed_inputs(cfg: MiniCPMVProcessing, value: Any) -> tuple[Tensor, list[Slic
     if not sizes or min(map(min, sizes)) < 1:
         raise InvalidRequest(
             f"multi_modal_data.image.{key}",
-            f"it is {str(value[key])[:80]}, expected positive integers of shape (images, 2); "
+            f"it is {shown(value[key])}, expected positive integers of shape (images, 2); "
             "give width and height of each original image.",
             found=value[key],
         )
@@ -216,8 +216,3 @@ def _index_features(cfg: MiniCPMVProcessing, ids: list[int], images: Sequence[Me
             expected=len(slices) + sum(slices),
         )
     return index
-
-
-def positions(cfg: MiniCPMVProcessing, ids: Sequence[int], layouts: Layouts) -> tuple[Tensor, int]:
-    """Positions 0..L−1 (L,), and the position of the next token."""
-    return torch.arange(len(ids)), len(ids)

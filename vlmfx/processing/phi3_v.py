@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,15 @@ from vlmfx.models.validate import PREPROCESSOR, positive_int, supported, token_i
 from vlmfx.models.vision_inputs import VisionInputs, concat
 from vlmfx.ops.patches import pack_patches
 from vlmfx.processing.embeds import rows_of
-from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, check_count, expand_tokens
+from vlmfx.processing.inputs import (
+    Expanded,
+    Layouts,
+    MediaLayout,
+    check_count,
+    check_ratio,
+    expand_tokens,
+    plain_positions,
+)
 from vlmfx.processing.pixels import STEPS, pixel_settings
 from vlmfx.processing.resize import resize
 from vlmfx.processing.tokenizer import Tokenizer
@@ -31,6 +40,7 @@ TAG, IMAGE_TOKEN = re.compile(r"<\|image_(\d+)\|>"), "<|image|>"
 MAX_CROPS = 1024  # 147,000 rows, more than the published context
 REQUEST_SETTINGS = {"num_crops": range(1, MAX_CROPS + 1)}
 MAX_ASPECT_RATIO = 200
+positions = plain_positions
 LINE_END, CROPS_END = -2, -1  # where `project` puts the separators
 FIELD = "multi_modal_data.image"
 
@@ -75,13 +85,7 @@ def hd_size(cfg: Phi3VProcessing, height: int, width: int) -> tuple[int, int]:
 
     Raises InvalidRequest for an aspect ratio over 200, or over crop_size: beyond, one crop would have no pixel in height."""
     long, short, limit = max(height, width), min(height, width), min(MAX_ASPECT_RATIO, cfg.crop_size)
-    if long > limit * short:
-        raise InvalidRequest(
-            FIELD,
-            f"its sides are {width} x {height}, a ratio over {limit}; crop it to the part you ask about.",
-            found=long / short,
-            expected=limit,
-        )
+    check_ratio(height, width, limit, FIELD)
     ratio = long / short
     scale = max(n for n in range(1, cfg.num_crops + 1) if n * math.ceil(n / ratio) <= cfg.num_crops)
     new_long = cfg.crop_size * scale
@@ -115,9 +119,9 @@ def hd_image(cfg: Phi3VProcessing, image: Image.Image) -> Tensor:
     return F.pad(pixels, (0, 0, left, missing_w - left, top, missing_h - top), value=255)
 
 
-def vision_inputs(cfg: Phi3VProcessing, images: Sequence[Image.Image]) -> VisionInputs:
+def vision_inputs(cfg: Phi3VProcessing, images: Iterable[Image.Image]) -> VisionInputs:
     """RGB images → packed float32 patches, normalised; of each image a segment for the whole and one for each crop, row by row."""
-    return concat([_image_inputs(cfg, image) for image in images])
+    return concat([*map(partial(_image_inputs, cfg), images)])
 
 
 def _image_inputs(cfg: Phi3VProcessing, image: Image.Image) -> VisionInputs:
@@ -202,8 +206,3 @@ def _check_numbers(numbers: Sequence[int], given: int) -> None:
             found=found,
             expected=given,
         )
-
-
-def positions(cfg: Phi3VProcessing, ids: Sequence[int], layouts: Layouts) -> tuple[Tensor, int]:
-    """Positions 0..L−1 (L,), and the position of the next token."""
-    return torch.arange(len(ids)), len(ids)

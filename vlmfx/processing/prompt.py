@@ -5,8 +5,9 @@ and to refuse what cannot work. Then the pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -14,16 +15,18 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vlmfx.errors import InvalidRequest
+from vlmfx.errors import InvalidRequest, shown
 from vlmfx.models.vision_inputs import concat
 from vlmfx.processing import video
 from vlmfx.processing.conversation import KEYS as CHAT_KEYS
 from vlmfx.processing.conversation import render as render_conversation
 from vlmfx.processing.embed_files import read_files
+from vlmfx.processing.embeds import is_plain
 from vlmfx.processing.images import image_size, load_image
 from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, ModelInputs, num_rows
 from vlmfx.processing.limits import limits_of
 from vlmfx.processing.media import MediaPolicy, load_all
+from vlmfx.processing.messages import Media
 from vlmfx.processing.tokenizer import Tokenizer
 
 IMAGE_FIELD = "multi_modal_data.image"
@@ -35,8 +38,9 @@ class Processor:
     """What turns prompts into ModelInputs: a family's functions with their config, the tokenizer, the chat template (or None).
 
     vocab_size is the model's, padded rows included; max_model_len counts prompt and answer together. limit_mm_per_prompt: the most
-    images and videos a prompt may hold, by "image" and "video"; no limit where it says nothing. media_io_kwargs: how videos are
-    sampled where a prompt does not say. media: what may be fetched and read for messages."""
+    images and videos a prompt may hold, by "image" and "video"; no limit where it says nothing. media_io_kwargs and
+    mm_processor_kwargs: how videos are sampled, and the settings of the family, where a prompt does not say.
+    media: what may be fetched and read for messages."""
 
     functions: ModuleType
     config: Any
@@ -46,6 +50,7 @@ class Processor:
     max_model_len: int
     limit_mm_per_prompt: Mapping[str, int] = field(default_factory=dict)
     media_io_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    mm_processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     media: MediaPolicy = field(default_factory=MediaPolicy)
 
 
@@ -96,11 +101,17 @@ def plan(processor: Processor, prompt: Any) -> Plan:
 
 def prepare(processor: Processor, prompt: Any) -> ModelInputs:
     """A prompt, as `plan` takes it → ModelInputs. Raises InvalidRequest before any compute of the model's."""
-    made, functions = plan(processor, prompt), processor.functions
+    return complete(processor, plan(processor, prompt))
+
+
+def complete(processor: Processor, made: Plan) -> ModelInputs:
+    """A plan with its pixels decoded. Raises InvalidRequest for an image or video that is damaged behind its header."""
+    functions = processor.functions
     ids = made.expanded.token_ids
     positions, next_position = functions.positions(made.config, ids, made.layouts)
-    images = [load_image(item, field=IMAGE_FIELD) for item in made.images]
-    vision = [functions.vision_inputs(made.config, images)] if images else []
+    # map, not a list or a loop's variable: each image is let go before the next is decoded
+    images = map(partial(load_image, field=IMAGE_FIELD), made.images)
+    vision = [functions.vision_inputs(made.config, images)] if made.images else []
     vision += [
         functions.video_inputs(made.config, chosen, video.frames(source, chosen)) for source, chosen in made.videos
     ]
@@ -125,16 +136,20 @@ def chat_prompt(processor: Processor, request: Mapping[str, Any]) -> tuple[str, 
     """The rendered chat prompt of a request with "messages", one placeholder an image or video, and those by modality in order.
 
     URLs are fetched, once it is known that there are not too many."""
+
+    def check(media: Sequence[Media]) -> None:
+        for modality in ("image", "video"):
+            _check_limit(processor, modality, sum(m.modality == modality for m in media))
+        _check_length(processor, len(media), at_least=True)
+
     text, media = render_conversation(
         request,
         template=processor.chat_template,
         placeholders=processor.functions.PLACEHOLDERS,
         special_tokens=processor.tokenizer.special_tokens,
         reads_files=processor.media.allow_paths,
+        check=check,
     )
-    for modality in ("image", "video"):
-        _check_limit(processor, modality, sum(m.modality == modality for m in media))
-    _check_length(processor, len(media), at_least=True)
     loaded: dict[str, list[Any]] = {"image": [], "video": []}
     for item, value in zip(media, load_all(media, processor.media), strict=True):
         loaded[item.modality].append(value)
@@ -142,11 +157,17 @@ def chat_prompt(processor: Processor, request: Mapping[str, Any]) -> tuple[str, 
 
 
 def with_options(
-    processor: Processor, limit_mm_per_prompt: Any, media: Mapping[str, Any], media_io_kwargs: Any = None
+    processor: Processor,
+    limit_mm_per_prompt: Any,
+    media: Mapping[str, Any],
+    media_io_kwargs: Any = None,
+    mm_processor_kwargs: Any = None,
 ) -> Processor:
-    """The processor with other limits, sampling of videos (None leaves what there is) and fields of its MediaPolicy.
+    """The processor with other limits, sampling of videos, settings (None leaves what there is) and fields of its MediaPolicy.
 
     Raises InvalidRequest."""
+    settings = processor.mm_processor_kwargs if mm_processor_kwargs is None else check_settings(mm_processor_kwargs)
+    _request_config(processor, settings)
     limits = processor.limit_mm_per_prompt if limit_mm_per_prompt is None else limits_of(limit_mm_per_prompt)
     sampling = processor.media_io_kwargs if media_io_kwargs is None else media_io_kwargs
     video.sampling_of(sampling)
@@ -155,7 +176,16 @@ def with_options(
         limit_mm_per_prompt=limits,
         media=replace(processor.media, **media),
         media_io_kwargs=sampling,
+        mm_processor_kwargs=settings,
     )
+
+
+def check_settings(value: Any) -> Mapping[str, Any]:
+    """mm_processor_kwargs, once it is known to be a mapping; what it may hold is the family's to say. Raises InvalidRequest."""
+    if not isinstance(value, Mapping):
+        found = type(value).__name__
+        raise InvalidRequest("mm_processor_kwargs", f"it is a {found}; pass a dict.", found=found, expected="dict")
+    return value
 
 
 def _checked_request(request: Any) -> dict[str, Any]:
@@ -167,7 +197,7 @@ def _checked_request(request: Any) -> dict[str, Any]:
     unknown = [key for key in request if key not in PROMPT_KEYS | CHAT_KEYS]
     if unknown:
         remedy = 'put messages into {"messages": [...]}' if "role" in request else f"use {sorted(PROMPT_KEYS)}"
-        raise InvalidRequest("prompt", f"unknown keys {unknown}; {remedy}.", found=unknown)
+        raise InvalidRequest("prompt", f"unknown keys {shown(unknown)}; {remedy}.", found=unknown)
     request = {key: value for key, value in request.items() if value is not None}
     sources = [key for key in ("prompt", "prompt_token_ids", "messages") if key in request]
     if len(sources) != 1:
@@ -194,13 +224,16 @@ def _checked_request(request: Any) -> dict[str, Any]:
         )
     others = [key for key in media if key not in ("image", "video")]
     if others:
-        raise InvalidRequest("multi_modal_data", f'it has {others}; pass "image" and "video" only.', found=others)
+        raise InvalidRequest(
+            "multi_modal_data", f'it has {shown(others)}; pass "image" and "video" only.', found=others
+        )
     return request
 
 
 def _ids_of(processor: Processor, value: Any) -> list[int]:
     """The ids of a list, tuple, array or tensor, as Python numbers, each in the vocabulary."""
-    ids = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
+    is_array = isinstance(value, np.ndarray) or (isinstance(value, Tensor) and is_plain(value))
+    ids = value.tolist() if is_array else value
     if not isinstance(ids, (list, tuple)):
         kind = type(value).__name__
         raise InvalidRequest("prompt_token_ids", f"it is a {kind}; pass a list of integers.", found=kind)
@@ -208,7 +241,7 @@ def _ids_of(processor: Processor, value: Any) -> list[int]:
     for i in ids:
         if type(i) is not int or not 0 <= i < processor.vocab_size:
             raise InvalidRequest(
-                "prompt_token_ids", f"it holds {i!r}; use integers from 0 to {processor.vocab_size - 1}.", found=i
+                "prompt_token_ids", f"it holds {shown(i)}; use integers from 0 to {processor.vocab_size - 1}.", found=i
             )
     return ids
 
@@ -237,19 +270,20 @@ def _check_length(processor: Processor, length: int, *, at_least: bool = False) 
         )
 
 
-def _request_config(processor: Processor, settings: dict[str, Any]) -> Any:
-    """The family's config with a request's mm_processor_kwargs."""
+def _request_config(processor: Processor, settings: Mapping[str, Any]) -> Any:
+    """The family's config with a request's mm_processor_kwargs, which win over the processor's."""
+    settings = {**processor.mm_processor_kwargs, **settings}
     known: Mapping[str, range] = processor.functions.REQUEST_SETTINGS
     for key, value in settings.items():
         if key not in known:
             raise InvalidRequest(
-                "mm_processor_kwargs", f'it has "{key}"; this model knows {sorted(known) or "none"}.', found=key
+                "mm_processor_kwargs", f"it has {shown(key)}; this model knows {sorted(known) or 'none'}.", found=key
             )
         is_switch = known[key] == range(2) and type(value) is bool
         if not is_switch and (type(value) is not int or value not in known[key]):
             raise InvalidRequest(
                 f"mm_processor_kwargs.{key}",
-                f"it is {repr(value)[:40]}; use an integer from {known[key][0]} to {known[key][-1]}.",
+                f"it is {shown(value)}; use an integer from {known[key][0]} to {known[key][-1]}.",
                 found=value,
             )
     change = getattr(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,9 +69,9 @@ def frame_times(item: MediaLayout) -> Tensor:
     return (times * item.time_step).long() if isinstance(item, Qwen25VideoLayout) else times
 
 
-def vision_inputs(cfg: Qwen25VLProcessing, images: Sequence[Image.Image]) -> VisionInputs:
+def vision_inputs(cfg: Qwen25VLProcessing, images: Iterable[Image.Image]) -> VisionInputs:
     """RGB images → packed patches, window by window, one segment an image."""
-    return concat([in_windows(cfg, qwen2_vl.vision_inputs(cfg, [image])) for image in images])
+    return concat([in_windows(cfg, inputs) for inputs in map(partial(qwen2_vl.image_inputs, cfg), images)])
 
 
 def video_inputs(cfg: Qwen25VLProcessing, plan: VideoPlan, frames: Iterable[Image.Image]) -> VisionInputs:

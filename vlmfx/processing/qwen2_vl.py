@@ -7,20 +7,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmfx.errors import InvalidRequest
+from vlmfx.errors import InvalidRequest, shown
 from vlmfx.models.qwen2_vl import Qwen2VLConfig
-from vlmfx.models.validate import PREPROCESSOR, positive_int, refuse, supported
+from vlmfx.models.validate import PREPROCESSOR, positive_int, refuse, section, supported
 from vlmfx.models.vision_inputs import VisionInputs, concat
 from vlmfx.ops.patches import pack_patches
-from vlmfx.processing.embeds import integer_table, rows_of
+from vlmfx.processing.embeds import integer_table, joined, rows_of
 from vlmfx.processing.images import FIELD, MAX_PIXELS
-from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, expand_tokens
+from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, check_ratio, expand_tokens
 from vlmfx.processing.pixels import STEPS, pixel_settings
 from vlmfx.processing.resize import resize
 from vlmfx.processing.tokenizer import Tokenizer
@@ -81,7 +82,7 @@ def settings(
     }
     supported(preprocessor, {**STEPS, **patches}, file=PREPROCESSOR)
     least, most = _areas(preprocessor, (56 * 56, 28 * 28 * 1280))
-    video: dict[str, Any] = preprocessor.get("video_processor") or {}
+    video = section(preprocessor, "video_processor", optional=True, file=PREPROCESSOR)
     supported(video, {**STEPS, **patches}, file=VIDEO_PREPROCESSOR)
     if pixel_settings({**preprocessor, **video}) != pixel_settings(preprocessor):
         refuse("image_mean, image_std or resample", video, f"the same as in {PREPROCESSOR}", file=VIDEO_PREPROCESSOR)
@@ -99,7 +100,7 @@ def settings(
 
 def _areas(preprocessor: dict[str, Any], default: tuple[int, int], file: str = PREPROCESSOR) -> tuple[int, int]:
     """The least and the most pixels: of each the first of its two keys that is set, else the default."""
-    size = preprocessor.get("size") or {}
+    size = section(preprocessor, "size", optional=True, file=file)
     areas = []
     for key, size_key, area in (
         ("min_pixels", "shortest_edge", default[0]),
@@ -125,13 +126,7 @@ def smart_resize(cfg: Qwen2VLProcessing, height: int, width: int, field: str = F
     """(height, width) with sides that are multiples of a merged patch and an area within the limits, the ratio about kept.
 
     Raises InvalidRequest for an aspect ratio over 200."""
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise InvalidRequest(
-            field,
-            f"its sides are {width} x {height}, a ratio over {MAX_ASPECT_RATIO}; crop it to the part you ask about.",
-            found=max(height, width) / min(height, width),
-            expected=MAX_ASPECT_RATIO,
-        )
+    check_ratio(height, width, MAX_ASPECT_RATIO, field)
     factor = cfg.patch_size * cfg.merge_size
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > cfg.max_pixels:
@@ -175,12 +170,13 @@ def layout_of_grid(cfg: Qwen2VLProcessing, grid_thw: tuple[int, int, int]) -> Me
     return MediaLayout(num_rows=math.prod(merged), grid=merged)
 
 
-def vision_inputs(cfg: Qwen2VLProcessing, images: Sequence[Image.Image]) -> VisionInputs:
+def vision_inputs(cfg: Qwen2VLProcessing, images: Iterable[Image.Image]) -> VisionInputs:
     """RGB images → packed patches, one segment an image; a still image fills its temporal patch with copies."""
-    return concat([_image_inputs(cfg, image) for image in images])
+    return concat([*map(partial(image_inputs, cfg), images)])
 
 
-def _image_inputs(cfg: Qwen2VLProcessing, image: Image.Image) -> VisionInputs:
+def image_inputs(cfg: Qwen2VLProcessing, image: Image.Image) -> VisionInputs:
+    """`vision_inputs` of one image."""
     pixels = resize(image, *smart_resize(cfg, image.height, image.width), cfg.resample)
     return _inputs(cfg, pixels.expand(1, cfg.temporal_patch_size, *pixels.shape))
 
@@ -223,9 +219,10 @@ def embed_inputs(cfg: Qwen2VLProcessing, value: Any) -> tuple[Tensor, list[Media
     """{"image_embeds": rows, "image_grid_thw": (n, 3)}, or a list of such → rows and layouts.
 
     The grid gives both the number of rows and their positions."""
-    if isinstance(value, (list, tuple)):
-        parts = [embed_inputs(cfg, item) for item in value]
-        return torch.cat([rows for rows, _ in parts]), [layout for _, layouts in parts for layout in layouts]
+    return joined(value, partial(_embed_inputs, cfg))
+
+
+def _embed_inputs(cfg: Qwen2VLProcessing, value: Any) -> tuple[Tensor, list[MediaLayout]]:
     if not isinstance(value, dict) or "image_grid_thw" not in value or "image_embeds" not in value:
         raise InvalidRequest(
             "multi_modal_data.image",
@@ -251,7 +248,7 @@ def _grids(cfg: Qwen2VLProcessing, value: Any) -> list[tuple[int, int, int]]:
     if not rows:
         raise InvalidRequest(
             "multi_modal_data.image.image_grid_thw",
-            f"it is {str(value)[:80]}, expected integers of shape (images, 3); "
+            f"it is {shown(value)}, expected integers of shape (images, 3); "
             "give time, height and width of each image in patches.",
             found=value,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlmfx.errors import InvalidRequest
 from vlmfx.models.qwen3_vl import Qwen3VLConfig
 from vlmfx.models.vision_inputs import VisionInputs, concat
 from vlmfx.processing import qwen2_vl
-from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, check_count
+from vlmfx.processing.embeds import joined
+from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, check_count, check_ratio
 from vlmfx.processing.qwen2_vl import MAX_ASPECT_RATIO, PLACEHOLDERS, REQUEST_SETTINGS, layout
 from vlmfx.processing.tokenizer import Tokenizer
 from vlmfx.processing.video import FIELD as VIDEO_FIELD
@@ -27,7 +28,7 @@ from vlmfx.processing.video import VideoPlan
 
 __all__ = ["PLACEHOLDERS", "REQUEST_SETTINGS", "layout"]
 
-DEFAULT_FPS = 2.0  # of frames that come without; at which videos are sampled for these models
+DEFAULT_FPS = 24.0  # of frames that come without, as in the reference
 VIDEO_PIXELS = (128 * 32 * 32, 768 * 32 * 32)  # of all frames together, where the checkpoint gives no limits
 START, PAD, END = "<|vision_start|>", "<|video_pad|>", "<|vision_end|>"
 
@@ -75,13 +76,7 @@ def frame_size(cfg: Qwen3VLProcessing, plan: VideoPlan) -> tuple[int, int]:
     if min(height, width) < factor:
         scale = factor / min(height, width)
         height, width = int(height * scale), int(width * scale)
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise InvalidRequest(
-            VIDEO_FIELD,
-            f"its sides are {width} x {height}, a ratio over {MAX_ASPECT_RATIO}; crop it to the part you ask about.",
-            found=max(height, width) / min(height, width),
-            expected=MAX_ASPECT_RATIO,
-        )
+    check_ratio(height, width, MAX_ASPECT_RATIO, VIDEO_FIELD)
     least, most = cfg.video_pixels
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     total = round(num_frames / length) * length * new_height * new_width
@@ -95,9 +90,10 @@ def frame_size(cfg: Qwen3VLProcessing, plan: VideoPlan) -> tuple[int, int]:
     return new_height, new_width
 
 
-def vision_inputs(cfg: Qwen3VLProcessing, images: Sequence[Image.Image]) -> VisionInputs:
+def vision_inputs(cfg: Qwen3VLProcessing, images: Iterable[Image.Image]) -> VisionInputs:
     """RGB images → packed patches, one segment an image; position_ids are row, column and four learned positions."""
-    return concat([with_learned_positions(cfg, qwen2_vl.vision_inputs(cfg, [image])) for image in images])
+    plain = map(partial(qwen2_vl.image_inputs, cfg), images)
+    return concat([with_learned_positions(cfg, inputs) for inputs in plain])
 
 
 def video_inputs(cfg: Qwen3VLProcessing, plan: VideoPlan, frames: Iterable[Image.Image]) -> VisionInputs:
@@ -129,9 +125,10 @@ def with_learned_positions(cfg: Qwen3VLProcessing, inputs: VisionInputs) -> Visi
 
 def embed_inputs(cfg: Qwen3VLProcessing, value: Any) -> tuple[Tensor, list[MediaLayout]]:
     """As Qwen2-VL's; rows may come without their deepstack parts, which are 0 then, as where transformers takes inputs_embeds."""
-    if isinstance(value, (list, tuple)):
-        parts = [embed_inputs(cfg, item) for item in value]
-        return torch.cat([rows for rows, _ in parts]), [layout for _, layouts in parts for layout in layouts]
+    return joined(value, partial(_embed_inputs, cfg))
+
+
+def _embed_inputs(cfg: Qwen3VLProcessing, value: Any) -> tuple[Tensor, list[MediaLayout]]:
     embeds = value.get("image_embeds") if isinstance(value, dict) else None
     first = embeds[0] if isinstance(embeds, (list, tuple)) and embeds else embeds
     is_short = tuple(getattr(first, "shape", ()))[-1:] == (cfg.text_size,)

@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from vlmfx.errors import CheckpointError, InvalidRequest
+from vlmfx.errors import CheckpointError, InvalidRequest, reason_of
 
 # What transformers calls SPECIAL_TOKENS_ATTRIBUTES, in its order.
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -56,7 +56,9 @@ class Tokenizer:
         except CheckpointError:
             raise
         except Exception as error:  # the tokenizers library raises plain Exception
-            raise CheckpointError(f"{folder}: its tokenizer cannot be read ({error}); download it again.") from error
+            raise CheckpointError(
+                f"{folder}: its tokenizer cannot be read ({reason_of(error)}); download it again."
+            ) from error
         cleans_up = bool(config.get("clean_up_tokenization_spaces")) and type(backend.model).__name__ != "BPE"
         return cls(backend, names, cleans_up)
 
@@ -72,7 +74,7 @@ class Tokenizer:
             backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
             names = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, (str, AddedToken))}
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+            reason = reason_of(error)
             message = f"{folder}: transformers cannot convert its tokenizer ({reason}); add its tokenizer.json."
             raise CheckpointError(message) from error
         cleans_up = bool(tokenizer.clean_up_tokenization_spaces) and type(backend.model).__name__ != "BPE"
@@ -216,7 +218,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
+        raise CheckpointError(f"{path} is not valid JSON ({reason_of(error)}); download it again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected an object; download it again.")
     return content

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmfx.errors import InvalidRequest
+from vlmfx.errors import InvalidRequest, shown
 from vlmfx.processing import containers
+from vlmfx.processing.embeds import is_plain
 from vlmfx.processing.images import image_size, load_image
 
 FIELD = "multi_modal_data.video"
@@ -26,7 +28,6 @@ SETTINGS = "media_io_kwargs"
 DEFAULT_FRAMES = 32  # of a file, where the request says neither num_frames nor fps
 MAX_FRAMES = 768  # of any video
 MAX_FPS = 1000
-MAX_DECODED_PIXELS = 10**11  # of all frames up to the last one taken: 27 minutes of 1080p at 30 frames a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ def videos_of(value: Any) -> list[Any]:
             isinstance(value[0], (np.ndarray, Tensor)) and value[0].ndim < 4
         )
         return [value] if is_frame else list(value)
-    return list(value) if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 5 else [value]
+    is_batch = (isinstance(value, np.ndarray) or (isinstance(value, Tensor) and is_plain(value))) and value.ndim == 5
+    return list(value) if is_batch else [value]
 
 
 def sampling_of(settings: Any) -> Sampling:
@@ -80,19 +82,17 @@ def sampling_of(settings: Any) -> Sampling:
     given = settings.get("video", {}) if isinstance(settings, Mapping) else None
     if not isinstance(given, Mapping) or set(settings) - {"video"} or set(given) - {"num_frames", "fps"}:
         expected = '{"video": {"num_frames": …, "fps": …}}'
-        raise InvalidRequest(
-            SETTINGS, f"it is {repr(settings)[:80]}; pass {expected}.", found=settings, expected=expected
-        )
+        raise InvalidRequest(SETTINGS, f"it is {shown(settings)}; pass {expected}.", found=settings, expected=expected)
     num_frames, fps = given.get("num_frames"), given.get("fps")
     if num_frames is not None and (
         type(num_frames) is not int or not (1 <= num_frames <= MAX_FRAMES or num_frames == -1)
     ):
         message = (
-            f"it is {repr(num_frames)[:40]}; use an integer from 1 to {MAX_FRAMES}, or -1 for all frames up to as many."
+            f"it is {shown(num_frames)}; use an integer from 1 to {MAX_FRAMES}, or -1 for all frames up to as many."
         )
         raise InvalidRequest(f"{SETTINGS}.video.num_frames", message, found=num_frames, expected=MAX_FRAMES)
     if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps <= MAX_FPS):
-        message = f"it is {repr(fps)[:40]}; use a number over 0, up to {MAX_FPS}."
+        message = f"it is {shown(fps)}; use a number over 0, up to {MAX_FPS}."
         raise InvalidRequest(f"{SETTINGS}.video.fps", message, found=fps, expected=MAX_FPS)
     return Sampling(num_frames=num_frames, fps=None if fps is None else float(fps))
 
@@ -105,10 +105,9 @@ def probe(source: Any, sampling: Sampling, *, field: str = FIELD) -> VideoPlan:
         return _probe_frames(source, sampling, field)
     with containers.opened(source, field) as (container, stream):
         # Of the streams' rotation PyAV tells by way of a frame only.
-        first = next(containers.decoded(container, stream), None)
+        first = next(containers.decoded(container, stream, field), None)
         if first is None:
             raise InvalidRequest(field, "none of its frames can be decoded; send a whole video file.", found=0)
-        containers.check_size(first.width, first.height, field)
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate) if rate else None
         total = containers.header_frames(container, stream, fps)
@@ -121,12 +120,12 @@ def probe(source: Any, sampling: Sampling, *, field: str = FIELD) -> VideoPlan:
         message = "fps was given, but the file does not say how fast its frames follow each other; use num_frames."
         raise InvalidRequest(f"{SETTINGS}.video.fps", message, found=sampling.fps)
     indices = sample(total, fps, sampling)
-    if (indices[-1] + 1) * size[0] * size[1] > MAX_DECODED_PIXELS:
+    if (indices[-1] + 1) * size[0] * size[1] > containers.MAX_DECODED_PIXELS:
         message = (
-            f"it has {total} frames of {size[1]}x{size[0]} pixels, over {MAX_DECODED_PIXELS:.0e} pixels to decode; "
+            f"it has {total} frames of {size[1]}x{size[0]} pixels, over {containers.MAX_DECODED_PIXELS:.0e} pixels to decode; "
             "send a shorter or a smaller video."
         )
-        raise InvalidRequest(field, message, found=total * size[0] * size[1], expected=MAX_DECODED_PIXELS)
+        raise InvalidRequest(field, message, found=total * size[0] * size[1], expected=containers.MAX_DECODED_PIXELS)
     height, width = size[::-1] if turned else size
     return VideoPlan(frame_indices=indices, num_source_frames=total, height=height, width=width, fps=fps)
 
@@ -146,30 +145,41 @@ def frames(source: Any, plan: VideoPlan, *, field: str = FIELD) -> Iterator[Imag
     A container that ends early repeats its last frame. Raises InvalidRequest."""
     if not _is_container(source):
         for index in plan.frame_indices:
-            yield load_image(_frame(source[index]), field=field)
+            yield load_image(_array_of(source[index], field), field=field)
         return
     wanted = iter(plan.frame_indices)
     index = next(wanted)
     image: Image.Image | None = None
     with containers.opened(source, field) as (container, stream):
         last = None
-        for number, frame in enumerate(containers.decoded(container, stream)):
+        for number, frame in enumerate(containers.decoded(container, stream, field)):
             last = frame
             if number == index:
-                containers.check_size(frame.width, frame.height, field)
-                image, last = containers.to_image(frame), None
+                image, last = _image_of(frame, plan, field), None
                 yield image
                 following = next(wanted, None)
                 if following is None:
                     return
                 index = following
         if last is not None:
-            image = containers.to_image(last)
+            image = _image_of(last, plan, field)
     if image is None:
         raise InvalidRequest(field, "none of its frames can be decoded; send a whole video file.", found=0)
     yield image
     for _ in wanted:
         yield image
+
+
+def _image_of(frame: Any, plan: VideoPlan, field: str) -> Image.Image:
+    """A frame of a container, converted. Raises InvalidRequest where it has more pixels than the plan's."""
+    if frame.width * frame.height > plan.width * plan.height:
+        message = (
+            f"it begins with frames of {plan.width}x{plan.height} pixels but has one of {frame.width}x{frame.height}; "
+        )
+        raise InvalidRequest(
+            field, message + "send a video whose frames have one size.", found=(frame.width, frame.height)
+        )
+    return containers.to_image(frame)
 
 
 def _is_container(source: Any) -> bool:
@@ -179,6 +189,10 @@ def _is_container(source: Any) -> bool:
 def _probe_frames(source: Any, sampling: Sampling, field: str) -> VideoPlan:
     """The plan of frames that came decoded, or each in a file of its own."""
     if isinstance(source, (np.ndarray, Tensor)):
+        if isinstance(source, Tensor) and not is_plain(source):
+            raise InvalidRequest(
+                field, "it is a tensor that is sparse, nested or on the meta device; give frames as dense uint8."
+            )
         if source.ndim != 4 or source.shape[-1] != 3 or str(source.dtype).rpartition(".")[2] != "uint8":
             found = f"{source.dtype} of shape {tuple(source.shape)}"
             raise InvalidRequest(field, f"it is {found}; give frames as uint8 (T, H, W, 3).", found=found)
@@ -194,7 +208,8 @@ def _probe_frames(source: Any, sampling: Sampling, field: str) -> VideoPlan:
         raise InvalidRequest(field, message, found=total, expected=MAX_FRAMES)
     indices = sample(total, None, Sampling(num_frames=sampling.num_frames or -1))
     sizes = {
-        image_size(_frame(source[i]), field=field) for i in (indices if isinstance(source, Sequence) else indices[:1])
+        image_size(_array_of(source[i], field), field=field)
+        for i in (indices if isinstance(source, Sequence) else indices[:1])
     }
     if len(sizes) > 1:
         message = f"its frames have {len(sizes)} sizes, {sorted(sizes)[:2]} among them; resize them to one."
@@ -203,6 +218,13 @@ def _probe_frames(source: Any, sampling: Sampling, field: str) -> VideoPlan:
     return VideoPlan(frame_indices=indices, num_source_frames=total, height=height, width=width, fps=sampling.fps)
 
 
-def _frame(frame: Any) -> Any:
-    """A frame as `load_image` takes it."""
-    return frame.numpy() if isinstance(frame, Tensor) else frame
+def _array_of(value: Any, field: str) -> Any:
+    """A tensor as an array, without its gradient and on the CPU; all else as it is. Raises InvalidRequest."""
+    if not isinstance(value, Tensor):
+        return value
+    if not is_plain(value) or value.dtype != torch.uint8:
+        what = f"a tensor of {value.dtype}" + (
+            "" if is_plain(value) else " that is sparse, nested or on the meta device"
+        )
+        raise InvalidRequest(field, f"it has {what}; give frames as dense uint8.", found=what, expected="uint8")
+    return value.detach().cpu().numpy()
