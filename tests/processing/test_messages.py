@@ -60,7 +60,7 @@ def test_many_images_and_a_long_text_take_little_time(marks, is_split):
     contents[-1] = [*contents[-1], "word " * 200_000]
     start = time.process_time()
     messages_for_template([{"role": "user", "content": content} for content in contents], False, marks)
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 10  # a quadratic scan took longer
 
 
 def test_too_many_images_are_refused_before_a_text_is_put_together(monkeypatch):
