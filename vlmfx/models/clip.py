@@ -13,60 +13,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmfx.models.layers import layer_norm_specs
-from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, supported
-from vlmfx.models.vit import block, encoder_layer_specs
+from vlmfx.models.validate import multiple_of
+from vlmfx.models.vit import EncoderConfig, block, encoder_layer_specs, encoder_settings
 from vlmfx.ops.activation import ACTIVATIONS
 from vlmfx.ops.norm import layer_norm
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec, spec
 
-SUPPORTED = {"num_channels": 3}
-
 
 @dataclass(frozen=True, kw_only=True)
-class ClipConfig:
-    """What changes the tower's arithmetic."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    image_size: int
-    patch_size: int
-    hidden_act: str
-    layer_norm_eps: float
+class ClipConfig(EncoderConfig):
+    """The table has a place for each patch of an image, which is a square of image_size, and one for the class token."""
 
     def __post_init__(self) -> None:
-        positive_int("vision_config.hidden_size", self.hidden_size)
-        positive_int("vision_config.intermediate_size", self.intermediate_size)
-        positive_int("vision_config.num_hidden_layers", self.num_layers, most=MAX_LAYERS)
-        positive_int("vision_config.num_attention_heads", self.num_heads)
-        multiple_of("vision_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_heads)
-        positive_int("vision_config.image_size", self.image_size)
-        positive_int("vision_config.patch_size", self.patch_size)
+        super().__post_init__()
         multiple_of("vision_config.image_size", self.image_size, "patch_size", self.patch_size)
-        one_of("vision_config.hidden_act", self.hidden_act, ACTIVATIONS)
-        positive_float("vision_config.layer_norm_eps", self.layer_norm_eps)
 
     @property
     def num_patches(self) -> int:
         """Patches of one image, the class token not counted."""
-        return (self.image_size // self.patch_size) ** 2
+        return self.table_side**2
 
 
 def vision_config(hf: dict[str, Any]) -> ClipConfig:
     """The tower of a clip_vision_model config; missing keys have the defaults of transformers' CLIPVisionConfig."""
-    supported(hf, SUPPORTED, at="vision_config.")
-    return ClipConfig(
-        hidden_size=hf.get("hidden_size", 768),
-        intermediate_size=hf.get("intermediate_size", 3072),
-        num_layers=hf.get("num_hidden_layers", 12),
-        num_heads=hf.get("num_attention_heads", 12),
-        image_size=hf.get("image_size", 224),
-        patch_size=hf.get("patch_size", 32),
-        hidden_act=hf.get("hidden_act", "quick_gelu"),
-        layer_norm_eps=hf.get("layer_norm_eps", 1e-5),
-    )
+    return ClipConfig(**encoder_settings(hf, patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5))
 
 
 def param_specs(cfg: ClipConfig, at: str, num_layers: int) -> Tree:

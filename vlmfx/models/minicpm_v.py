@@ -14,6 +14,7 @@ from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge
 from vlmfx.models.layers import no_extras
 from vlmfx.models.validate import one_of, section, supported
 from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.models.vit import EncoderConfig
 from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
 
@@ -30,7 +31,7 @@ class MiniCPMVConfig:
     """The three parts."""
 
     text: decoder.DecoderConfig
-    vision: siglip.SiglipConfig
+    vision: EncoderConfig
     resampler: resampler.ResamplerConfig
 
 

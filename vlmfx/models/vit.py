@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vlmfx.models.layers import layer_norm_specs, linear, linear_specs
+from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, supported
+from vlmfx.ops.activation import ACTIVATIONS
 from vlmfx.ops.attention import vision_attention
 from vlmfx.ops.norm import layer_norm
 from vlmfx.ops.rotary import RotaryTable, inverse_frequencies, rotary, rotary_table
@@ -25,6 +28,52 @@ class VisionConfig(Protocol):
     def num_heads(self) -> int: ...
     @property
     def layer_norm_eps(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """What changes the arithmetic of a tower as transformers' CLIP and SigLIP write it; image_size / patch_size is the side of the
+    square table of positions."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int
+    patch_size: int
+    hidden_act: str
+    layer_norm_eps: float
+
+    def __post_init__(self) -> None:
+        positive_int("vision_config.hidden_size", self.hidden_size)
+        positive_int("vision_config.intermediate_size", self.intermediate_size)
+        positive_int("vision_config.num_hidden_layers", self.num_layers, most=MAX_LAYERS)
+        positive_int("vision_config.num_attention_heads", self.num_heads)
+        multiple_of("vision_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_heads)
+        positive_int("vision_config.image_size", self.image_size)
+        positive_int("vision_config.patch_size", self.patch_size, most=self.image_size)
+        one_of("vision_config.hidden_act", self.hidden_act, ACTIVATIONS)
+        positive_float("vision_config.layer_norm_eps", self.layer_norm_eps)
+
+    @property
+    def table_side(self) -> int:
+        """Rows, and columns, of the table of positions."""
+        return self.image_size // self.patch_size
+
+
+def encoder_settings(hf: dict[str, Any], *, patch_size: int, hidden_act: str, layer_norm_eps: float) -> dict[str, Any]:
+    """The fields of EncoderConfig from a vision_config; the arguments are what the family takes where it says nothing."""
+    supported(hf, {"num_channels": 3}, at="vision_config.")
+    return {
+        "hidden_size": hf.get("hidden_size", 768),
+        "intermediate_size": hf.get("intermediate_size", 3072),
+        "num_layers": hf.get("num_hidden_layers", 12),
+        "num_heads": hf.get("num_attention_heads", 12),
+        "image_size": hf.get("image_size", 224),
+        "patch_size": hf.get("patch_size", patch_size),
+        "hidden_act": hf.get("hidden_act", hidden_act),
+        "layer_norm_eps": hf.get("layer_norm_eps", layer_norm_eps),
+    }
 
 
 def block_specs(names: dict[str, str], hidden: int, intermediate: int, qkv: Tree) -> Tree:
