@@ -84,11 +84,8 @@ def load(
     accepted and never runs anything: every family is implemented here. Raises CheckpointError (or its kind UnsupportedModel) with
     what is missing or does not fit."""
     task = resolve_task(task)
-    folder = resolve(model, revision=revision, token=hf_token)
-    hf = read_json(folder, "config.json")
-    family = family_of(hf, str(model))
+    folder, hf, family, config = _read_config(model, revision, hf_token)
     functions = importlib.import_module(f"vlmfx.models.{family}")
-    config = _parse(functions.config, hf, folder)
     target = resolve_device(device)
     compute_dtype = resolve_dtype(dtype, target, _stored_dtype(hf))
     # The weights last: they are what takes time, and a wrong option should be told at once.
@@ -138,11 +135,18 @@ def load_only_processor(
     hf_token: str | bool | None = None,
 ) -> Processor:
     """The processor of a folder, a hub id or "scenes"; no weight is read."""
+    folder, _, family, config = _read_config(model, revision, hf_token)
+    return load_processor(folder, family, config, max_model_len=max_model_len, chat_template=chat_template)
+
+
+def _read_config(
+    model: str | Path, revision: str | None, hf_token: str | bool | None
+) -> tuple[Path, dict[str, Any], str, Any]:
+    """(folder, its config.json, the family's name, the family's config)."""
     folder = resolve(model, revision=revision, token=hf_token)
     hf = read_json(folder, "config.json")
     family = family_of(hf, str(model))
-    config = _parse(importlib.import_module(f"vlmfx.models.{family}").config, hf, folder)
-    return load_processor(folder, family, config, max_model_len=max_model_len, chat_template=chat_template)
+    return folder, hf, family, _parse(importlib.import_module(f"vlmfx.models.{family}").config, hf, folder)
 
 
 def load_processor(

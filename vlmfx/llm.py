@@ -189,9 +189,8 @@ class LLM:
         }
         is_list = isinstance(messages, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in messages)
         conversations = messages if is_list else [messages]
-        prompts = [
-            {"messages": [] if c is None else c, **options} for c in conversations
-        ]  # a key with None is as if absent
+        # [] for None: a key that holds None counts as absent.
+        prompts = [{"messages": [] if c is None else c, **options} for c in conversations]
         return self.generate(
             prompts if is_list else prompts[0], sampling_params, use_tqdm=use_tqdm, on_error=on_error, on_text=on_text
         )

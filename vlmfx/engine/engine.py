@@ -16,7 +16,6 @@ from vlmfx.engine.sequence import Request
 from vlmfx.errors import as_vlmfx_error
 
 OnText = Callable[[int, str], None]  # (request number, its new text)
-MAX_TOKENS = 8192  # of one prefill; a prompt that is longer has one to itself
 
 
 @torch.no_grad()  # as a decorator: a `with` in a generator would hold for its caller, too
@@ -25,7 +24,7 @@ def run(
     requests: Sequence[Request],
     *,
     max_num_seqs: int,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = runner.MAX_TOKENS,
     on_text: OnText = lambda number, text: None,
 ) -> Iterator[RequestOutput]:
     """The outputs of the requests as they finish; request_id is a request's number.

@@ -14,8 +14,6 @@ from vlmfx.models.layers import Batch
 from vlmfx.models.pooling import normalize, pool
 from vlmfx.processing.inputs import ModelInputs
 
-MAX_TOKENS = 8192  # of one pass; a prompt that is longer has one to itself
-
 
 def check_dimensions(model: Model, dimensions: int | None) -> None:
     """Raise InvalidRequest for a length that the model's embeddings cannot be cut to; None is all of it."""
@@ -31,7 +29,7 @@ def check_dimensions(model: Model, dimensions: int | None) -> None:
 
 @torch.no_grad()  # as a decorator: a `with` in a generator would hold for its caller, too
 def run(
-    model: Model, requests: Iterable[ModelInputs], *, dimensions: int | None = None, max_tokens: int = MAX_TOKENS
+    model: Model, requests: Iterable[ModelInputs], *, dimensions: int | None = None, max_tokens: int = runner.MAX_TOKENS
 ) -> Iterator[tuple[ModelInputs, Tensor]]:
     """(request, its unit vector (dimensions,) float32 on the CPU), in order.
 

@@ -21,6 +21,7 @@ from vlmfx.processing.inputs import ModelInputs
 from vlmfx.tree import Tree
 
 ONEDNN = Lock()
+MAX_TOKENS = 8192  # of the prompts that go through the model together; a longer one goes alone
 
 
 def allocate(model: Model, num_rows: int, length: int) -> Tensor:
@@ -149,9 +150,8 @@ def matmul_backend(model: Model, num_rows: int) -> Iterator[None]:
 
     oneDNN packs the weight anew on each call, which for small matrices costs more than the product. The setting is the process's:
     the lock lets one thread at a time change it and put it back, others go on with what they find, which only changes speed."""
-    small = (
-        model.config.text.hidden_size <= 512 and torch.__version__ >= "2.13"
-    )  # where measured; torch 2.4 is slower so
+    # Where it was measured; on torch 2.4 it is the slower way.
+    small = model.config.text.hidden_size <= 512 and torch.__version__ >= "2.13"
     wanted = num_rows == 1 and small and model.dtype == torch.bfloat16 and model.device.type == "cpu"
     if not wanted or not ONEDNN.acquire(blocking=False):
         yield

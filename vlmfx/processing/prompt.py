@@ -89,8 +89,7 @@ def plan(processor: Processor, prompt: Any) -> Plan:
             "multi_modal_data", "it has both image embeddings and a video; pass the image itself, or two prompts."
         )
     layouts = {"image": image_layouts, "video": [functions.video_layout(cfg, made) for _, made in videos]}
-    for modality, items in layouts.items():
-        _check_limit(processor, modality, len(items))
+    _check_limit(processor, "image", len(image_layouts))
     _check_length(processor, sum(num_rows(items) for items in layouts.values()), at_least=True)
     expanded = functions.expand(cfg, processor.tokenizer, source, layouts)
     _check_length(processor, len(expanded.token_ids))
@@ -286,9 +285,8 @@ def _request_config(processor: Processor, settings: Mapping[str, Any]) -> Any:
                 f"it is {shown(value)}; use an integer from {known[key][0]} to {known[key][-1]}.",
                 found=value,
             )
-    change = getattr(
-        processor.functions, "request_config", replace
-    )  # a family's own where settings are not plain fields
+    # A family has its own where settings are not plain fields.
+    change = getattr(processor.functions, "request_config", replace)
     return change(processor.config, **settings) if settings else processor.config
 
 
