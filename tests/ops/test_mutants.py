@@ -1,0 +1,55 @@
+"""The property tests are not blind: each op's `check` fails for each of its mutants, kernels with one line made wrong."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+import vlmfx.ops
+from tests.ops import kernels
+from tests.ops.kernels import Mutant
+
+HERE = Path(__file__).parent
+MODULES: list[ModuleType] = [importlib.import_module(f"tests.ops.{path.stem}") for path in sorted(HERE.glob("test_*.py"))
+                             if "MUTANTS" in path.read_text(encoding="utf-8") and path != Path(__file__)]  # fmt: skip
+MUTANTS = [pytest.param(m, mutant, id=f"{m.OP.name}: {mutant}") for m in MODULES for mutant in m.MUTANTS]
+FEW = settings(
+    max_examples=100,
+    database=None,
+    derandomize=True,
+    report_multiple_bugs=False,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    deadline=None,
+)
+
+
+@pytest.mark.skipif(
+    not kernels.IS_INTERPRETED, reason="mutants run in Triton's interpreter, which is off where there is a GPU"
+)
+@pytest.mark.parametrize(("module", "mutant"), MUTANTS)
+def test_a_mutant_is_noticed(module: Any, mutant: Mutant, tmp_path: Path):
+    kernel = mutant.load(tmp_path, module.OP.name)
+
+    @FEW
+    @given(case=module.cases())
+    def run(case: Any) -> None:
+        module.check(kernel, case)
+
+    # A wrong answer, or what the interpreter says of a read out of bounds.
+    with pytest.raises((AssertionError, IndexError, ValueError, RuntimeError)):
+        run()
+
+
+def test_every_triton_kernel_has_mutants():
+    """Of the files that launch one, which is a function of the file's name; steps that kernels share are tested through them."""
+    paths = (Path(vlmfx.ops.__path__[0]) / "triton").glob("*.py")
+    files = {f"triton/{path.name}" for path in paths if f"\ndef {path.stem}(" in path.read_text(encoding="utf-8")}
+    mutated = {mutant.module for module in MODULES for mutant in module.MUTANTS}
+    assert files
+    assert files <= mutated

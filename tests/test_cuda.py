@@ -1,0 +1,52 @@
+"""On a CUDA GPU the families give the reference's tokens too, alone and in a batch; run where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import vlmfx
+from tests import golden_cases
+from tests.golden_cases import COMMITTED, SHARED, Case
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
+
+CASES = [pytest.param(case, id=case.name) for case in [*golden_cases.find(COMMITTED), *golden_cases.find(SHARED)]]
+PICTURE = Path(vlmfx.__file__).parent / "assets" / "demo.png"
+QUESTIONS = ["What colour is the star?", "How many objects are there?", "Describe the picture."]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy(case: Case):
+    llm = vlmfx.LLM(str(case.model_folder), device="cuda", dtype="float32")
+    prompts = case.prompts()
+    params = [vlmfx.SamplingParams.greedy(max_tokens=len(p.greedy_ids), ignore_eos=True) for p in prompts]
+    together = llm.generate([p.request() for p in prompts], params, use_tqdm=False)
+    assert [list(o.outputs[0].token_ids) for o in together] == [p.greedy_ids for p in prompts]
+    for prompt, param in zip(prompts, params, strict=True):
+        (alone,) = llm.generate(prompt.request(), param)
+        assert list(alone.outputs[0].token_ids) == prompt.greedy_ids
+
+
+def test_scenes_answers_as_on_the_cpu():
+    image = Image.open(PICTURE)
+    prompts = [
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": q}]}]}
+        for q in QUESTIONS
+    ]
+    on_cpu = vlmfx.generate("scenes", prompts, device="cpu", dtype="float32")
+    on_gpu = vlmfx.generate("scenes", prompts, device="cuda", dtype="float32")
+    assert [o.outputs[0].token_ids for o in on_gpu] == [o.outputs[0].token_ids for o in on_cpu]
+
+
+def test_the_same_seed_gives_the_same_tokens_in_any_batch():
+    llm = vlmfx.LLM("scenes", device="cuda", dtype="float32")
+    params = vlmfx.SamplingParams(temperature=1.0, top_p=0.9, max_tokens=24, seed=7)
+    other = replace(params, seed=8)
+    (alone,) = llm.generate("Name a colour.", params)
+    batch = llm.generate(["One.", "Name a colour.", "Two things."], [other, params, other], use_tqdm=False)
+    assert batch[1].outputs[0].token_ids == alone.outputs[0].token_ids
