@@ -34,8 +34,8 @@ from vlmfx import weights
 from vlmfx.checkpoint import load_processor
 from vlmfx.models import qwen2_vl
 from vlmfx.models.layers import Batch
-from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.patches import pack_patches
+from vlmfx.models.vision_inputs import VisionInputs, cumulative
+from vlmfx.ops.pack_patches import patch_offsets
 from vlmfx.processing import qwen2_vl as processing
 from vlmfx.tree import Tree, items, leaves, tree_map
 from vlmfx.weight_files import WeightFiles
@@ -77,21 +77,24 @@ def batch_losses(
     """The losses of a batch; params holds the model's parameters and "cells", the matrix of the head that is thrown away."""
     num_images, height, width, _ = batch.images.shape
     device = batch.images.device
-    frames = batch.images[:, None].expand(-1, vision.temporal_patch_size, -1, -1, -1)
     grid = processing.patch_positions(height // vision.patch_size, width // vision.patch_size, vision.merge_size).to(
         device
     )
+    offsets, row_stride = patch_offsets(
+        [(1, height, width)] * num_images, vision.patch_size, vision.temporal_patch_size, vision.merge_size
+    )
     inputs = VisionInputs(
-        patches=pack_patches(frames, vision.patch_size, vision.merge_size),
+        pixels=batch.images.flatten(),
+        patch_offsets=offsets.to(device),
+        row_stride=row_stride.to(device),
         position_ids=grid.repeat(num_images, 1),
-        seq_lens=(len(grid),) * num_images,
+        cu_seqlens=cumulative([len(grid)] * num_images).to(device),
         mean=vision.mean,
         std=vision.std,
     )
     features = qwen2_vl.encode(params, cfg, inputs)
-    rows, length = batch.ids.shape
     x = qwen2_vl.merge(params, cfg, batch.ids.flatten(), features, batch.feature_index.flatten())
-    attention = Batch(seq_lens=(length,) * rows, mask=branch_mask(batch.branch))
+    attention = Batch(mask=branch_mask(batch.branch))
     hidden, _ = qwen2_vl.forward(params, cfg, x, batch.positions.flatten(1), None, attention, ())
     labels = batch.labels.flatten()
     at = (labels != IGNORED).nonzero().squeeze(1)

@@ -15,6 +15,7 @@ from vlmfx.checkpoint import Model
 from vlmfx.engine import runner
 from vlmfx.engine.request import RequestOutput
 from vlmfx.models.layers import Batch
+from vlmfx.models.vision_inputs import cumulative
 from vlmfx.processing.inputs import ModelInputs
 
 
@@ -23,7 +24,7 @@ def prompt_hidden(model: Model, inputs: ModelInputs) -> Tensor:
     f = model.functions
     (features,) = runner.encode(model, [inputs])
     x = f.merge(model.params, model.config, torch.tensor(inputs.token_ids), features, inputs.feature_index)
-    batch = Batch(seq_lens=(len(inputs.token_ids),))
+    batch = Batch(cu_seqlens=cumulative([len(inputs.token_ids)]))
     n = len(inputs.token_ids)
     extras = f.extras(model.config, [n], [n], n, features, inputs.feature_index)
     hidden: Tensor

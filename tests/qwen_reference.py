@@ -23,7 +23,6 @@ from tests.processing import references
 from vlmfx import LLM, SamplingParams
 from vlmfx.checkpoint import Model
 from vlmfx.engine import runner
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.processing.prompt import prepare
 
 START, END = "<|vision_start|>", "<|vision_end|>"
@@ -178,7 +177,7 @@ def assert_equal_stages(
     assert torch.equal(mine.positions, theirs["positions"])
     if mine.vision is not None:
         with torch.no_grad():
-            patches = normalize_patches(mine.vision.patches, mine.vision.mean, mine.vision.std, torch.float32)
+            patches = mine.vision.patches(model.config.vision.patch_size, torch.float32)
             hidden = f.vision_hidden(model.params, model.config, mine.vision)
             rows = f.encode(model.params, model.config, mine.vision)
         if mine.vision.row_index is not None:
@@ -191,7 +190,11 @@ def assert_equal_stages(
             ("projected", rows, torch.cat([made for _, made in theirs["vision"]]), 1e-4),
         ):
             assert got.shape == expected.shape, name
-            assert float((got - expected).abs().max()) < atol, name
+            assert float((got - expected).abs().max()) < atol, (
+                name,
+                float((got - expected).abs().max()),
+                float(expected.abs().max()),
+            )
     with torch.no_grad():
         x, _, _ = runner.pack(model, [mine], [len(mine.token_ids)])
         logits = invariants.prompt_logits(model, mine)

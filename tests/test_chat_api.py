@@ -110,7 +110,7 @@ def test_text_and_images_are_interleaved_in_order(llm, kind):
     )
     assert made.vision is not None
     assert expected.vision is not None
-    assert torch.equal(made.vision.patches, expected.vision.patches)
+    assert torch.equal(made.vision.pixels, expected.vision.pixels)
 
 
 def test_the_own_template_is_rendered_as_transformers_renders_it(llm):

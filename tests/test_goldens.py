@@ -22,7 +22,6 @@ from vlmfx.engine import runner
 from vlmfx.models import siglip
 from vlmfx.models.pooling import normalize, pool
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.processing.chat import load_chat_template
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.prompt import prepare
@@ -110,7 +109,7 @@ def test_messages_give_the_same_request(prompt: Prompt):
         assert chatted.token_ids == plain.token_ids
         assert torch.equal(chatted.positions, plain.positions)
         if plain.vision is not None and chatted.vision is not None:
-            assert torch.equal(chatted.vision.patches, plain.vision.patches)
+            assert torch.equal(chatted.vision.pixels, plain.vision.pixels)
         if plain.embeds is not None and chatted.embeds is not None:
             assert torch.equal(chatted.embeds, plain.embeds)
 
@@ -227,7 +226,7 @@ def stages(model: Model, inputs: ModelInputs) -> Iterator[tuple[str, Tensor, dic
         yield "image_bound", image_bound(inputs, model.config.resampler.num_queries), exact
     if inputs.vision is not None:
         vision = inputs.vision
-        pixels = normalize_patches(vision.patches, vision.mean, vision.std, torch.float32)
+        pixels = vision.patches(model.config.vision.patch_size, torch.float32)
         hidden = f.vision_hidden(model.params, model.config, vision)
         embeds = f.encode(model.params, model.config, vision)
         where = [vision] * f.__name__.endswith("minicpm_v")
@@ -236,11 +235,11 @@ def stages(model: Model, inputs: ModelInputs) -> Iterator[tuple[str, Tensor, dic
         torch.testing.assert_close(rows, embeds, rtol=0, atol=0)
         if f.__name__.endswith("minicpm_v"):
             yield from slice_stages(model, vision, pixels, hidden)
-            yield "image_embeds", embeds.unflatten(0, (len(vision.seq_lens), -1)), HIDDEN
+            yield "image_embeds", embeds.unflatten(0, (vision.num_segments, -1)), HIDDEN
         elif f.__name__.endswith("phi3_v"):
             yield from crop_stages(model, vision, pixels, hidden, embeds)
         elif f.__name__.endswith("llava"):
-            n, side = len(vision.seq_lens), model.config.vision.image_size // model.config.vision.patch_size
+            n, side = vision.num_segments, model.config.vision.image_size // model.config.vision.patch_size
             patch = model.config.vision.patch_size
             images = pixels.view(n, side, side, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
             yield "pixel_values", images.reshape(n, 3, side * patch, side * patch), PIXELS
@@ -256,7 +255,7 @@ def stages(model: Model, inputs: ModelInputs) -> Iterator[tuple[str, Tensor, dic
             yield f"{name}_embeds", rows, HIDDEN
             if deepstack:
                 yield "deepstack_embeds", torch.stack(deepstack), HIDDEN
-            ends = torch.tensor(vision.seq_lens).cumsum(0) - 1  # a segment's last patch lies in its lower right corner
+            ends = vision.cu_seqlens[1:].long() - 1  # a segment's last patch lies in its lower right corner
             grids = torch.cat([torch.ones(len(ends), 1), vision.position_ids[ends, :2] + 1], 1)
             yield f"{name}_grid_thw", grids[:1] * torch.tensor([len(ends), 1, 1]) if is_video else grids, exact
     elif inputs.embeds is not None and f.__name__.endswith(QWEN):
@@ -299,9 +298,11 @@ def slice_stages(
     """What MiniCPM-V's goldens hold of each image and slice."""
     patch = model.config.vision.patch_size
     embedded = siglip.embed(model.params["vision"], pixels, vision.position_ids[:, 0])
-    ends = torch.tensor(vision.seq_lens).cumsum(0) - 1
+    ends = vision.cu_seqlens[1:].long() - 1
     yield "tgt_sizes", vision.position_ids[ends, 1:] + 1, {"atol": 0.0, "rtol": 0.0}
-    for k, parts in enumerate(zip(*(t.split(vision.seq_lens) for t in (pixels, embedded, hidden)), strict=True)):
+    for k, parts in enumerate(
+        zip(*(t.split(vision.cu_seqlens.diff().tolist()) for t in (pixels, embedded, hidden)), strict=True)
+    ):
         rows = parts[0].view(-1, 3, patch, patch).permute(1, 2, 0, 3)
         yield f"slice{k}.pixel_values", rows.reshape(3, patch, -1), PIXELS
         yield f"slice{k}.patch_plus_position", parts[1], HIDDEN

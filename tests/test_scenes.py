@@ -30,7 +30,6 @@ from vlmfx.checkpoint import load_processor
 from vlmfx.engine.request import SamplingParams
 from vlmfx.hub import SCENES
 from vlmfx.models import qwen2_vl
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.processing.prompt import prepare
 from vlmfx.tree import leaves, tree_map
 
@@ -94,7 +93,7 @@ def test_transformers_makes_the_same_inputs_and_greedy_tokens(llm):
         assert output.prompt_token_ids == ids[0].tolist()
         vision = prepare(llm.model.processor, prompt).vision
         assert vision is not None
-        patches = normalize_patches(vision.patches, vision.mean, vision.std, torch.float32)
+        patches = vision.patches(model.config.vision.patch_size, torch.float32)
         torch.testing.assert_close(patches, pixels["pixel_values"], rtol=0, atol=1e-5)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
         if takes_types:

@@ -28,7 +28,6 @@ from vlmfx.checkpoint import read_preprocessor
 from vlmfx.engine import runner
 from vlmfx.errors import CheckpointError
 from vlmfx.models.vision_inputs import concat
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.processing import containers, qwen2_vl, video
 from vlmfx.processing.inputs import MediaLayout
 from vlmfx.processing.prompt import count_tokens, prepare
@@ -70,12 +69,12 @@ def test_patches_equal_those_of_transformers_images(count, height, width, limits
     frames = torch.cat([frames, frames[-1:]])[: count + count % 2]
     pairs = torch.stack([frames[0::2], frames[1::2]], -2)  # (t, patches, 3, 2, 14·14)
     inputs = video_inputs(cfg, array)
-    pixels = normalize_patches(inputs.patches, inputs.mean, inputs.std, torch.float32)
+    pixels = inputs.patches(cfg.patch_size, torch.float32)
     torch.testing.assert_close(pixels, pairs.flatten(2).flatten(0, 1), atol=1e-6, rtol=0)
     grid = torch.as_tensor(expected["image_grid_thw"])[0].tolist()
     made = qwen2_vl.video_layout(cfg, video.probe(array, Sampling()))
     assert made.grid == (len(pairs), grid[1] // 2, grid[2] // 2)
-    assert inputs.seq_lens == (grid[1] * grid[2],) * len(pairs)
+    assert inputs.cu_seqlens.diff().tolist() == [grid[1] * grid[2]] * len(pairs)
 
 
 @lru_cache
@@ -160,7 +159,7 @@ def test_logits_equal_transformers(model, prompt, images, videos):
         ("video", "pixel_values_videos", concat([video_inputs(cfg, clip) for clip in clips])),
     ):
         if vision is not None:
-            options[key] = normalize_patches(vision.patches, vision.mean, vision.std, torch.float32)
+            options[key] = vision.patches(model.config.vision.patch_size, torch.float32)
             plans = [video.probe(clip, Sampling()) for clip in clips]
             made = [qwen2_vl.video_layout(cfg, plan) for plan in plans]
             if name == "image":
@@ -235,7 +234,7 @@ def test_a_file_gives_the_frames_that_it_holds(model):
     frames = np.stack([np.asarray(frame) for frame in video.frames(clip, plan)])
     prompts = [about_video(model, source) for source in (clip, frames, [Image.fromarray(frame) for frame in frames])]
     vision = [prepare(model.processor, prompt).vision for prompt in prompts]
-    assert all(v is not None and vision[0] is not None and torch.equal(v.patches, vision[0].patches) for v in vision)
+    assert all(v is not None and vision[0] is not None and torch.equal(v.pixels, vision[0].pixels) for v in vision)
 
 
 # ---- limits of a video's own
@@ -330,7 +329,7 @@ def test_the_forms_of_a_video_in_a_message(model, tmp_path):
         inputs = prepare(model.processor, {"messages": [{"role": "user", "content": [part, text]}]})
         assert inputs.token_ids == expected.token_ids
         assert inputs.vision is not None
-        assert torch.equal(inputs.vision.patches, expected.vision.patches)
+        assert torch.equal(inputs.vision.pixels, expected.vision.pixels)
     joined = url(b"", "video/jpeg") + ",".join(base64.b64encode(blob).decode() for blob in jpegs)
     part = {"type": "video_url", "video_url": {"url": joined}}
     inputs = prepare(model.processor, {"messages": [{"role": "user", "content": [part, text]}]})

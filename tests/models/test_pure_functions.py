@@ -19,6 +19,7 @@ from tests.pictures import about, picture
 from vlmfx import weights
 from vlmfx.checkpoint import Model
 from vlmfx.models.layers import Batch
+from vlmfx.models.vision_inputs import cumulative
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.prompt import prepare
 from vlmfx.tree import items, leaves, tree_map
@@ -36,7 +37,9 @@ def loss_of(params: Any, model: Model, inputs: ModelInputs) -> Tensor:
     features = f.encode(params, model.config, inputs.vision)
     x = f.merge(params, model.config, ids, features, inputs.feature_index)
     extras = f.extras(model.config, [len(ids)], [len(ids)], len(ids), features, inputs.feature_index)
-    hidden, _ = f.forward(params, model.config, x, inputs.positions, None, Batch(seq_lens=(len(ids),)), extras)
+    hidden, _ = f.forward(
+        params, model.config, x, inputs.positions, None, Batch(cu_seqlens=cumulative([len(ids)])), extras
+    )
     logits = f.logits(params, model.config, hidden)
     return torch.nn.functional.cross_entropy(logits[:-1], ids[1:])
 
@@ -92,7 +95,7 @@ def test_arguments_are_not_changed(model):
     assert before[1].token_ids == inputs.token_ids
     assert before[1].vision is not None
     assert inputs.vision is not None
-    assert torch.equal(before[1].vision.patches, inputs.vision.patches)
+    assert torch.equal(before[1].vision.pixels, inputs.vision.pixels)
     assert torch.equal(before[1].feature_index, inputs.feature_index)
 
 
@@ -120,7 +123,7 @@ def test_packed_sequences_do_not_see_each_other(model):
     positions = torch.nn.functional.pad(torch.cat([r.positions for r in requests], -1), (0, padding))
     lengths = tuple(len(r.token_ids) for r in requests)
     extras = f.extras(model.config, lengths, lengths, len(x), torch.cat(rows), feature_index)
-    hidden, _ = f.forward(model.params, model.config, x, positions, None, Batch(seq_lens=lengths), extras)
+    hidden, _ = f.forward(model.params, model.config, x, positions, None, Batch(cu_seqlens=cumulative(lengths)), extras)
     together = f.logits(model.params, model.config, hidden[: sum(lengths)]).split(lengths)
     for mine, expected in zip(together, alone, strict=True):
         torch.testing.assert_close(mine, expected, atol=1e-4, rtol=1e-4)

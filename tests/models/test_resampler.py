@@ -18,6 +18,7 @@ from vlmfx import weights
 from vlmfx.errors import CheckpointError
 from vlmfx.models import resampler
 from vlmfx.models.resampler import ResamplerConfig
+from vlmfx.models.vision_inputs import cumulative
 from vlmfx.weights import source_names
 
 SIZES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5)
@@ -74,7 +75,7 @@ def test_equals_torch_for_slices_of_any_sizes(sizes, seed, input_size):
     params, stored = random_params(cfg)
     lens = tuple(height * width for height, width in sizes)
     x = normal(seed, sum(lens), input_size)
-    mine = resampler.resample(params, cfg, x, positions_of(sizes), lens)
+    mine = resampler.resample(params, cfg, x, positions_of(sizes), cumulative(lens))
     assert mine.shape == (len(sizes) * cfg.num_queries, cfg.hidden_size)
     parts = [reference(stored, cfg, part, size) for part, size in zip(x.split(lens), sizes, strict=True)]
     torch.testing.assert_close(mine, torch.cat(parts), atol=2e-5, rtol=2e-5)

@@ -17,7 +17,7 @@ from tests.strategies import normal
 from vlmfx import weights
 from vlmfx.errors import CheckpointError
 from vlmfx.models import siglip
-from vlmfx.ops.patches import pack_patches
+from vlmfx.models.vision_inputs import cumulative
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 4,
@@ -52,10 +52,10 @@ def test_equals_idefics2(reference):
     images = [
         normal(i, height * 4, width * 4, 3) for i, (height, width) in enumerate([(3, 7), (7, 3), (3, 7), (1, 11)])
     ]
-    patches = [pack_patches(image[None, None], 4) for image in images]
+    patches = [image.unfold(0, 4, 4).unfold(1, 4, 4).reshape(-1, 3 * 4 * 4) for image in images]
     index = torch.cat([spread(image.shape[0] // 4, image.shape[1] // 4, 10) for image in images])
     lens = tuple(map(len, patches))
-    mine = siglip.tower(params, cfg, siglip.embed(params, torch.cat(patches), index), lens)
+    mine = siglip.tower(params, cfg, siglip.embed(params, torch.cat(patches), index), cumulative(lens))
     for image, rows in zip(images, mine.split(lens), strict=True):
         pixels = image.permute(2, 0, 1)[None]
         mask = torch.ones(1, pixels.shape[2] // 4, pixels.shape[3] // 4, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -47,6 +48,21 @@ def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
 @given(case=cases())
 def test_kernel_equals_reference(kernel, case):
     check(kernel, case)
+
+
+DEFINED = {
+    "gelu": lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
+    "gelu_pytorch_tanh": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
+    "silu": lambda x: x / (1 + math.exp(-x)),
+}
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_the_reference_is_the_definition(kind):
+    x = torch.linspace(-8, 8, 201, dtype=torch.float64)
+    expected = torch.tensor([DEFINED[kind](v) for v in x.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(reference(x, kind), expected, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)

@@ -16,8 +16,7 @@ from tests.ops.device_asserts import device_asserts
 from tests.ops.kernels import Kernel, Mutant, assert_equal, kernels_of
 from tests.strategies import SEEDS
 from vlmfx.errors import ShapeError
-from vlmfx.ops import patches
-from vlmfx.ops.pack_patches import OP, pack_patches, patch_offsets, reference
+from vlmfx.ops.pack_patches import OP, by_block, pack_patches, patch_offsets, reference
 from vlmfx.ops.triton.pack_patches import reciprocal
 
 MUTANTS = [
@@ -88,6 +87,21 @@ def test_kernel_equals_reference(kernel, case):
     check(kernel, case)
 
 
+def cut(frames: Tensor, patch_size: int, times: int, merge_size: int) -> Tensor:
+    """frames (n, height, width, 3), the last repeated → rows of channel, time, row and column, block after block."""
+    whole = torch.cat((frames, frames[-1:].expand(-len(frames) % times, -1, -1, -1))).unflatten(0, (-1, times))
+    n, t, height, width, c = whole.shape
+    p, m = patch_size, merge_size
+    blocks = whole.reshape(n, t, height // p // m, m, p, width // p // m, m, p, c)
+    return blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, c * t * p * p)
+
+
+def normalized(rows: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(x/255 − mean)/std by channel, float32."""
+    x = rows.reshape(len(rows), 3, -1).float() / 255
+    return ((x - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]).reshape(rows.shape)
+
+
 @pytest.mark.parametrize("run", [pytest.param(pack_patches, id="cpu"), *kernels_of(OP)])
 @settings(max_examples=40)
 @given(pictures=pictures(), constants=CONSTANTS, dtype=DTYPES)
@@ -98,9 +112,7 @@ def test_it_is_the_cut_and_the_normalisation_to_the_bit(run, pictures, constants
     out = run(pixels, *patch_offsets(sizes, p, t, m), p, [*constants[0]], [*constants[1]], dtype)
     rows = [torch.empty(0, 3 * t * p * p, dtype=dtype)]
     for f in frames:
-        whole = torch.cat((f, f[-1:].expand(-len(f) % t, -1, -1, -1)))
-        cut = patches.pack_patches(whole.unflatten(0, (-1, t)), p, m)
-        rows.append(patches.normalize_patches(cut, constants[0], constants[1], dtype))
+        rows.append(normalized(cut(f, p, t, m), *constants).to(dtype))
     # Triton's interpreter cuts bfloat16 off where a device rounds.
     tolerance = OP.tolerance[dtype] if dtype == torch.bfloat16 else 0.0
     torch.testing.assert_close(out, torch.cat(rows), atol=tolerance, rtol=tolerance)
@@ -174,6 +186,13 @@ def test_offsets_worked():
     assert offsets[:8].tolist() == [[at, at + 96] for at in (0, 6, 48, 54, 12, 18, 60, 66)]
     assert offsets[8:].tolist() == [[at + 192, at + 192] for at in (0, 6, 48, 54, 12, 18, 60, 66)]
     assert row_stride.tolist() == [24] * 16
+
+
+def test_by_block_worked():
+    grid = torch.arange(8).view(2, 4)
+    assert by_block(grid, 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert by_block(grid, 1).tolist() == [*range(8)]
+    assert torch.equal(by_block(torch.stack((grid, -grid), -1), 2)[:, 1], -by_block(grid, 2))
 
 
 def test_no_picture_has_no_patch():

@@ -16,15 +16,14 @@ from tests.versions import transformers_from
 from vlmfx.checkpoint import load_processor
 from vlmfx.errors import CheckpointError, InvalidRequest
 from vlmfx.models.llava import LlavaConfig
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.processing import llava
 from vlmfx.processing.prompt import prepare
 
 
 def pixels_of(inputs, cfg: llava.LlavaProcessing) -> torch.Tensor:
     """Normalised patches put back together, (n, 3, S, S)."""
-    x = normalize_patches(inputs.patches, inputs.mean, inputs.std, torch.float32)
-    n, p, side = len(inputs.seq_lens), cfg.patch_size, cfg.image_size // cfg.patch_size
+    x = inputs.patches(cfg.patch_size, torch.float32)
+    n, p, side = inputs.num_segments, cfg.patch_size, cfg.image_size // cfg.patch_size
     images = x.view(n, side, side, 3, p, p).permute(0, 3, 1, 4, 2, 5)
     return images.reshape(n, 3, cfg.image_size, cfg.image_size)
 

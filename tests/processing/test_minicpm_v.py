@@ -73,7 +73,7 @@ def test_settings_of_a_request(settings, expected):
     inputs = prepare(processor(), request(MARK, picture(640, 480), **settings))
     assert inputs.token_ids == ids_of(expected)
     assert inputs.vision is not None
-    assert len(inputs.vision.seq_lens) == inputs.num_features // 64
+    assert inputs.vision.num_segments == inputs.num_features // 64
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,9 @@ def test_rows_are_what_encode_returns(sizes, max_slices):
     rows = model_functions.encode(model.params, model.config, vision)
     expanded = minicpm_v.expand(cfg, processor().tokenizer, MARK * len(sizes), {"image": layouts})
     assert len(rows) == sum(item.num_rows for item in layouts) == int((expanded.feature_index >= 0).sum())
-    assert sum(vision.seq_lens) == len(vision.patches) == len(vision.position_ids)
-    assert 64 * len(vision.seq_lens) == len(rows)
+    assert vision.row_stride is not None
+    assert vision.cu_seqlens[-1] == len(vision.row_stride) == len(vision.position_ids)
+    assert 64 * vision.num_segments == len(rows)
     assert all(1 <= item.num_rows // 64 <= 1 + max_slices for item in layouts)
 
 
@@ -125,7 +126,7 @@ def test_positions_of_patches():
 def test_smallest_and_thinnest_images(size):
     inputs = prepare(processor(), request(MARK, picture(*size)))
     assert inputs.vision is not None
-    assert max(inputs.vision.seq_lens) <= 1100
+    assert inputs.vision.cu_seqlens.diff().max() <= 1100
 
 
 @pytest.mark.parametrize("size", [(1, 1025), (2050, 2)])

@@ -84,7 +84,7 @@ def test_counts_are_the_rows_that_encode_returns(sizes, num_crops):
     assert inputs.vision.row_index is not None
     assert len(inputs.vision.row_index) == inputs.num_features == expected
     assert small.functions.encode(small.params, small.config, inputs.vision).shape[0] == expected
-    assert len(inputs.vision.seq_lens) == sum(c * r + 1 for c, r in grids)  # none is empty padding
+    assert inputs.vision.num_segments == sum(c * r + 1 for c, r in grids)  # none is empty padding
     assert int((inputs.feature_index >= 0).sum()) == expected
     assert count_tokens(small.processor, request) == len(inputs.token_ids)
 
@@ -112,7 +112,7 @@ def views_of(cfg: phi3_v.Phi3VProcessing, image: Image.Image) -> Tensor:
     """The packed patches put back together."""
     inputs = phi3_v.vision_inputs(cfg, [image])
     side, p = cfg.crop_size // cfg.patch_size, cfg.patch_size
-    x = inputs.patches.view(-1, side, side, 3, p, p).permute(0, 3, 1, 4, 2, 5)
+    x = inputs.pixels.view(-1, side, side, 3, p, p).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(-1, 3, cfg.crop_size, cfg.crop_size)
 
 
@@ -143,7 +143,7 @@ def test_small_and_thin_images_pass(size, num_crops):
     inputs = phi3_v.vision_inputs(cfg, [picture(*size)])
     assert inputs.row_index is not None
     assert len(inputs.row_index) == phi3_v.layout(cfg, size[::-1]).num_rows
-    assert bool(inputs.patches.isfinite().all())
+    assert bool(inputs.pixels.isfinite().all())
 
 
 @pytest.mark.parametrize("num_crops", [1, 2, 1024])

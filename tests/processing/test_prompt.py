@@ -71,7 +71,7 @@ def test_messages_render_as_transformers_renders_them(model, turns):
     assert inputs.prompt == expected
     num_images = sum(part["type"] == "image" for m in messages for part in m["content"])
     assert inputs.vision is not None
-    assert len(inputs.vision.seq_lens) == num_images
+    assert inputs.vision.num_segments == num_images
 
 
 def test_one_image_is_alive_at_a_time(model, monkeypatch):
@@ -95,4 +95,4 @@ def test_the_order_of_images_is_the_order_of_their_rows(model):
     together = prepare(model.processor, about(model, first, second)).vision
     apart = [prepare(model.processor, about(model, image)).vision for image in (first, second)]
     assert together is not None
-    assert torch.equal(together.patches, torch.cat([v.patches for v in apart if v is not None]))
+    assert torch.equal(together.pixels, torch.cat([v.pixels for v in apart if v is not None]))

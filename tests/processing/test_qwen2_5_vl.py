@@ -14,7 +14,7 @@ from tests.pictures import about, picture
 from tests.qwen_reference import reference_of
 from tests.versions import transformers_from
 from vlmfx.errors import InvalidRequest
-from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.models.vision_inputs import VisionInputs, cumulative
 from vlmfx.processing import qwen2_5_vl, qwen2_vl
 from vlmfx.processing.inputs import MediaLayout
 from vlmfx.processing.prompt import prepare
@@ -29,11 +29,17 @@ IMAGE, VIDEO = 392, 393
 
 
 def numbered(t: int, height: int, width: int) -> VisionInputs:
-    """Inputs of a grid of merged patches whose every patch holds its own number."""
+    """Inputs of a grid of merged patches whose every patch lies where its own number says."""
     ids = qwen2_vl.patch_positions(2 * height, 2 * width, 2).repeat(t, 1)
-    patches = torch.arange(len(ids))[:, None]
-    frame = 4 * height * width
-    return VisionInputs(patches=patches, position_ids=ids, seq_lens=(frame,) * t, mean=CFG.mean, std=CFG.std)
+    return VisionInputs(
+        pixels=torch.empty(0, dtype=torch.uint8),
+        patch_offsets=torch.arange(len(ids))[:, None],
+        row_stride=torch.zeros(len(ids), dtype=torch.int32),
+        position_ids=ids,
+        cu_seqlens=cumulative([4 * height * width] * t),
+        mean=CFG.mean,
+        std=CFG.std,
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -42,21 +48,25 @@ def test_windows_are_those_of_transformers(t, height, width, window):
     grid = torch.tensor([[t, 2 * height, 2 * width]])
     order, ends = vision_utils.get_vision_window_index(grid, 2, window * 28, 14)
     mine = qwen2_5_vl.in_windows(type(CFG)(**{**vars(CFG), "window": window}), numbered(t, height, width))
-    assert torch.equal(mine.patches.view(-1, 4), torch.arange(4 * len(order)).view(-1, 4)[order])
+    assert mine.patch_offsets is not None
+    assert torch.equal(mine.patch_offsets.view(-1, 4), torch.arange(4 * len(order)).view(-1, 4)[order])
     assert mine.row_index is not None
     assert torch.equal(mine.row_index, order.argsort())
-    assert list(mine.window_lens) == ends.diff().tolist()
+    assert mine.cu_window_seqlens is not None
+    assert mine.cu_window_seqlens.tolist() == ends.tolist()
     position_ids = vision_utils.get_vision_position_ids(grid, 2)
     assert torch.equal(mine.position_ids, position_ids.unflatten(0, (-1, 4))[order].flatten(0, 1))
-    assert list(mine.seq_lens) == vision_utils.get_vision_cu_seqlens(grid).diff().tolist()
+    assert mine.cu_seqlens.tolist() == vision_utils.get_vision_cu_seqlens(grid).tolist()
 
 
 def test_worked_windows():
     """3 × 2 merged patches in windows of 2 × 2, row by row: the upper four, then the lower two."""
     mine = qwen2_5_vl.in_windows(CFG, numbered(1, 3, 3))
     assert CFG.window == 2
-    assert mine.window_lens == (16, 8, 8, 4)
-    assert (mine.patches[::4, 0] // 4).tolist() == [0, 1, 3, 4, 2, 5, 6, 7, 8]
+    assert mine.cu_window_seqlens is not None
+    assert mine.cu_window_seqlens.diff().tolist() == [16, 8, 8, 4]
+    assert mine.patch_offsets is not None
+    assert (mine.patch_offsets[::4, 0] // 4).tolist() == [0, 1, 3, 4, 2, 5, 6, 7, 8]
     assert mine.row_index is not None
     assert mine.row_index.tolist() == [0, 1, 4, 2, 3, 5, 6, 7, 8]
 

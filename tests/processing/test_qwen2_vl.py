@@ -18,7 +18,6 @@ from tests.pictures import about, picture
 from tests.processing import references
 from tests.versions import transformers_from
 from vlmfx.errors import InvalidRequest
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.processing import qwen2_vl
 from vlmfx.processing.inputs import MediaLayout
 from vlmfx.processing.prompt import prepare
@@ -86,11 +85,11 @@ def test_patches_and_grids_equal_transformers(sizes, limits):
     expected = reference(images, return_tensors="pt")
     cfg = processing(*limits)
     inputs = qwen2_vl.vision_inputs(cfg, images)
-    pixels = normalize_patches(inputs.patches, inputs.mean, inputs.std, torch.float32)
+    pixels = inputs.patches(cfg.patch_size, torch.float32)
     torch.testing.assert_close(pixels, torch.as_tensor(expected["pixel_values"]), atol=1e-6, rtol=0)
     grids = [qwen2_vl.layout(cfg, (h, w)).grid for w, h in sizes]
     assert [[t, h * 2, w * 2] for t, h, w in grids] == torch.as_tensor(expected["image_grid_thw"]).tolist()
-    assert inputs.seq_lens == tuple(math.prod(grid) * 4 for grid in grids)
+    assert inputs.cu_seqlens.diff().tolist() == [math.prod(grid) * 4 for grid in grids]
 
 
 @pytest.mark.parametrize(

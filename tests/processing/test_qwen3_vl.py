@@ -18,7 +18,7 @@ from tests.golden_cases import TINY, load_model
 from tests.pictures import picture
 from tests.versions import transformers_from
 from vlmfx.errors import InvalidRequest
-from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.models.vision_inputs import VisionInputs, cumulative
 from vlmfx.processing import qwen2_vl, qwen3_vl
 from vlmfx.processing.prompt import prepare
 from vlmfx.processing.video import VideoPlan
@@ -41,7 +41,11 @@ def test_learned_positions_are_those_of_transformers(t, height, width, side):
     ids = qwen2_vl.patch_positions(2 * height, 2 * width, 2).repeat(t, 1)
     frame = 4 * height * width
     plain = VisionInputs(
-        patches=torch.zeros(len(ids), 1), position_ids=ids, seq_lens=(frame,) * t, mean=cfg.mean, std=cfg.std
+        pixels=torch.zeros(len(ids), 1),
+        position_ids=ids,
+        cu_seqlens=cumulative([frame] * t),
+        mean=cfg.mean,
+        std=cfg.std,
     )
     mine = qwen3_vl.with_learned_positions(cfg, plain)
     grid = torch.tensor([[t, 2 * height, 2 * width]])
@@ -59,7 +63,9 @@ def test_worked_positions():
     """2 × 4 patches over 3 × 3 learned positions: the corners are corners, columns fall at 0, 2/3, 4/3 and 2."""
     cfg = replace(CFG, positions_side=3)
     ids = torch.tensor([[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 3]])
-    plain = VisionInputs(patches=torch.zeros(6, 1), position_ids=ids, seq_lens=(6,), mean=cfg.mean, std=cfg.std)
+    plain = VisionInputs(
+        pixels=torch.zeros(6, 1), position_ids=ids, cu_seqlens=cumulative([6]), mean=cfg.mean, std=cfg.std
+    )
     mine = qwen3_vl.with_learned_positions(cfg, plain)
     assert mine.position_weights is not None
     shares = torch.zeros(6, 9).scatter_add(1, mine.position_ids[:, 2:], mine.position_weights)

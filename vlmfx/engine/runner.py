@@ -1,7 +1,7 @@
 """The model's programs on the engine's batches: encode and prefill of new requests, one decode step of running ones.
 
-This is the only file that knows how the cache is laid out: today row i of a batch owns block i, which is as long as the longest
-sequence may get, so slots are row·block_size + position and no block table is needed."""
+This is the only file that knows how the cache is used: today row i of a batch owns block i, which is as long as the longest
+sequence may get, so slots are row·length + position and no block table is needed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vlmfx.checkpoint import Model
 from vlmfx.models.layers import Batch, Cache
-from vlmfx.models.vision_inputs import concat
-from vlmfx.ops.attention import Slots, resolve_slots
+from vlmfx.models.vision_inputs import concat, cumulative
+from vlmfx.ops.paged_decode_attention import TILE, DecodeWork, decode_work, num_items_for
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.tree import Tree
 
@@ -24,24 +24,22 @@ ONEDNN = Lock()
 MAX_TOKENS = 8192  # of the prompts that go through the model together; a longer one goes alone
 
 
-def allocate(model: Model, num_rows: int, length: int) -> Tensor:
-    """The storage of num_rows sequences of at most `length` tokens, all zero: (layers, 2, num_rows, kv_heads, length, head_dim).
-
-    One tensor, so that a step cuts the rows and the length it needs out of all layers at once, see `_cut`."""
+def allocate(model: Model, num_rows: int, length: int) -> Cache:
+    """The cache of num_rows sequences of at most `length` tokens: k and v a layer, (num_rows, kv_heads, length, head_dim), all zero."""
     text = model.config.text
-    shape = (text.num_layers, 2, num_rows, text.num_kv_heads, length, text.head_dim)
-    return torch.zeros(shape, dtype=model.dtype, device=model.device)
+    shape = (num_rows, text.num_kv_heads, length, text.head_dim)
+
+    def zeros() -> Tensor:
+        return torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+    return [(zeros(), zeros()) for _ in range(text.num_layers)]
 
 
-def _cut(storage: Tensor, num_rows: int, length: int) -> Cache:
-    """The cache of the first num_rows rows, blocks cut to `length`."""
-    k_and_v = storage[:, :, :num_rows, :, :length].flatten(0, 1).unbind()
-    return list(zip(k_and_v[::2], k_and_v[1::2], strict=True))
-
-
-def move_row(storage: Tensor, source: int, target: int) -> None:
+def move_row(cache: Cache, source: int, target: int) -> None:
     """Copy a sequence's cached tokens to another row."""
-    storage[:, :, target].copy_(storage[:, :, source])
+    for k_and_v in cache:
+        for rows in k_and_v:
+            rows[target].copy_(rows[source])
 
 
 def encode(model: Model, requests: Sequence[ModelInputs]) -> list[Tensor | None]:
@@ -66,24 +64,20 @@ def prefill(
     model: Model,
     requests: Sequence[ModelInputs],
     max_lens: Sequence[int],
-    storage: Tensor,
+    cache: Cache,
     first_row: int,
     bucket: int = 1,
 ) -> Tensor:
     """Logits (n, vocab) of the token after each prompt; the prompts' keys and values are in rows first_row, first_row + 1, ...
 
-    max_lens: the most tokens each sequence may ever have. Tokens are padded to a multiple of bucket.
-    What these rows held before is cleared: a masked slot weighs 0, but 0·NaN is NaN."""
-    storage[:, :, first_row : first_row + len(requests)].zero_()
-    num_rows, block_size = storage.shape[2], storage.shape[4]
+    max_lens: the most tokens each sequence may ever have. Tokens are padded to a multiple of bucket."""
     x, positions, extras = pack(model, requests, max_lens, bucket)
-    lengths = [len(r.token_ids) for r in requests]
-    slots = torch.full((len(x),), -1)
+    lengths, length = [len(r.token_ids) for r in requests], cache[0][0].shape[2]
+    slots = torch.full((len(x),), -1, dtype=torch.int32)
     slots[: sum(lengths)] = torch.cat(
-        [torch.arange(n) + row * block_size for row, n in enumerate(lengths, start=first_row)]
+        [torch.arange(n, dtype=torch.int32) + row * length for row, n in enumerate(lengths, start=first_row)]
     )
-    batch = Batch(seq_lens=tuple(lengths), slots=resolve_slots(slots.to(model.device), block_size))
-    cache = _cut(storage, num_rows, block_size)
+    batch = Batch(cu_seqlens=cumulative(lengths).to(model.device), slot_mapping=slots.to(model.device))
     hidden, _ = model.functions.forward(model.params, model.config, x, positions, cache, batch, extras)
     last = torch.tensor(lengths).cumsum(0) - 1
     return model.functions.logits(model.params, model.config, hidden[last.to(model.device)])
@@ -121,27 +115,32 @@ def decode(
     positions: Sequence[int],
     context_lens: Sequence[int],
     max_lens: Sequence[int],
-    storage: Tensor,
+    cache: Cache,
 ) -> Tensor:
     """Logits (n, vocab) after one more token of rows 0..n−1.
 
     ids (n,) is that token; positions its position; context_lens the tokens of each row, this one included; max_lens as in `prefill`."""
-    n, longest, device = len(positions), max(context_lens), model.device
-    slots = mask = None
-    if min(context_lens) != longest:
-        lens = torch.tensor(context_lens, device=device)
-        slots = Slots(None, torch.arange(n, device=device), lens - 1)
-        beyond = torch.arange(longest, device=device) >= lens[:, None]
-        mask = torch.zeros((), dtype=model.dtype, device=device).masked_fill(beyond, -torch.inf)[:, None, None]
+    n, length, device = len(positions), cache[0][0].shape[2], model.device
+    lens = torch.tensor(context_lens, dtype=torch.int32)
+    slots = torch.arange(n, dtype=torch.int32) * length + lens - 1
     position_ids = torch.tensor(positions, device=device)
     if model.config.text.mrope_section:
         position_ids = position_ids.expand(3, -1)
-    batch, cache = Batch(seq_lens=None, slots=slots, mask=mask), _cut(storage, n, longest)
+    batch = Batch(context_lens=lens.to(device), slot_mapping=slots.to(device), work=_decode_work(model, context_lens))
     extras = model.functions.extras(model.config, max_lens, [1] * n, n, None, None)
     with matmul_backend(model, n):
         x = model.functions.merge(model.params, model.config, ids, None, None)
         hidden, _ = model.functions.forward(model.params, model.config, x, position_ids, cache, batch, extras)
         return model.functions.logits(model.params, model.config, hidden)
+
+
+def _decode_work(model: Model, context_lens: Sequence[int]) -> DecodeWork | None:
+    """The contexts cut into as many pieces as fill the GPU; a CPU takes them whole."""
+    if model.device.type != "cuda":
+        return None
+    num_sms = torch.cuda.get_device_properties(model.device).multi_processor_count
+    num_items = num_items_for(len(context_lens), model.config.text.num_kv_heads, num_sms)
+    return DecodeWork(*(t.to(model.device) for t in decode_work(context_lens, num_items, tile=TILE)))
 
 
 @contextmanager

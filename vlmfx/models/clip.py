@@ -15,8 +15,7 @@ from torch import Tensor
 from vlmfx.models.layers import layer_norm_specs
 from vlmfx.models.validate import multiple_of
 from vlmfx.models.vit import EncoderConfig, block, encoder_layer_specs, encoder_settings
-from vlmfx.ops.activation import ACTIVATIONS
-from vlmfx.ops.norm import layer_norm
+from vlmfx.ops.layer_norm import layer_norm
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec, spec
 
@@ -67,8 +66,9 @@ def hidden_states(params: Tree, cfg: ClipConfig, patches: Tensor, layers: Sequen
     norm = params["pre_norm"]
     x = layer_norm(x, norm["weight"], norm["bias"], cfg.layer_norm_eps).flatten(0, 1)
     kept = {0: x} if 0 in layers else {}
+    cu_seqlens = torch.arange(n + 1, dtype=torch.int32, device=x.device) * tokens
     for i, p in enumerate(params["layers"], 1):
-        x = block(p, cfg, x, ACTIVATIONS[cfg.hidden_act], (tokens,) * n)
+        x = block(p, cfg, x, cfg.hidden_act, cu_seqlens)
         if i in layers:
             kept[i] = x
     return [kept[i].view(n, tokens, -1) for i in layers]

@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmfx.models.layers import Batch, Cache, add_linear, norm_spec
+from vlmfx.models.layers import Batch, Cache, norm_spec
 from vlmfx.models.rope import LongRope, rope
 from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, refuse
-from vlmfx.ops.activation import gated_activation
-from vlmfx.ops.attention import cache_write, paged_decode_attention, prefill_attention
-from vlmfx.ops.norm import rms_norm
+from vlmfx.ops.add_rms_norm import add_rms_norm
+from vlmfx.ops.gated_activation import gated_activation
+from vlmfx.ops.paged_decode_attention import paged_decode_attention
+from vlmfx.ops.prefill_attention import prefill_attention
+from vlmfx.ops.rms_norm import rms_norm
 from vlmfx.ops.rotary import RotaryTable, rotary
+from vlmfx.ops.rotary_cache_write import rotary_cache_write
 from vlmfx.tree import Tree
 from vlmfx.weights import fused, spec
 
@@ -121,22 +124,20 @@ def forward(
     deepstack: Tensor | None = None,
 ) -> tuple[Tensor, Cache | None]:
     """x (tokens, hidden), positions and is_long as `rope` takes them → hidden states after the final norm, and the cache, written in
-    place. deepstack (n, tokens, hidden): what is added after each of the first n layers (Qwen3-VL)."""
+    place. deepstack (n, tokens, hidden): what is added after each of the first n layers (Qwen3-VL).
+
+    A layer's residual add and the norm behind it are one op; so each layer's second is with the next layer's first norm."""
     table = rope(cfg, positions, x.dtype, is_long)
-    for i, p in enumerate(params["layers"]):
-        x = _layer(p, cfg, x, table, cache[i] if cache is not None else None, batch)
+    norms = [p["input_norm"] for p in params["layers"][1:]] + [params["norm"]]
+    h = rms_norm(x, params["layers"][0]["input_norm"], cfg.rms_norm_eps)
+    for i, (p, next_norm) in enumerate(zip(params["layers"], norms, strict=True)):
+        attended = F.linear(_attention(p, cfg, h, table, cache[i] if cache is not None else None, batch), p["out"])
+        h, x = add_rms_norm(attended, x, p["post_norm"], cfg.rms_norm_eps)
+        change = F.linear(gated_activation(F.linear(h, p["gate_up"])), p["down"])
         if deepstack is not None and i < len(deepstack):
-            x = x + deepstack[i]
-    return rms_norm(x, params["norm"], cfg.rms_norm_eps), cache
-
-
-def _layer(
-    p: Tree, cfg: DecoderConfig, x: Tensor, table: RotaryTable, kv: tuple[Tensor, Tensor] | None, batch: Batch
-) -> Tensor:
-    h = rms_norm(x, p["input_norm"], cfg.rms_norm_eps)
-    x = add_linear(x, _attention(p, cfg, h, table, kv, batch), p["out"])
-    h = rms_norm(x, p["post_norm"], cfg.rms_norm_eps)
-    return add_linear(x, gated_activation(F.linear(h, p["gate_up"])), p["down"])
+            change = change + deepstack[i]
+        h, x = add_rms_norm(change, x, next_norm, cfg.rms_norm_eps)
+    return h, cache
 
 
 def _attention(
@@ -145,20 +146,37 @@ def _attention(
     """(tokens, num_heads·head_dim) before the output projection."""
     heads, kv_heads, scale = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim**-0.5
     qkv = F.linear(h, p["qkv"], p.get("qkv_bias")).view(-1, heads + 2 * kv_heads, cfg.head_dim)
-    qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), 1)
     if cfg.qk_norm:
-        q, k = qk.split_with_sizes((heads, kv_heads), 1)
+        q, k, v = qkv.split_with_sizes((heads, kv_heads, kv_heads), 1)
         q, k = rms_norm(q, p["q_norm"], cfg.rms_norm_eps), rms_norm(k, p["k_norm"], cfg.rms_norm_eps)
-        qk = torch.cat((q, k), 1)
-    q, k = rotary(qk, table).split_with_sizes((heads, kv_heads), 1)
-    if kv is not None:
-        cache_write(k, v, *kv, batch.slots)
-    if batch.seq_lens is None:
-        assert kv is not None, "decoding reads a cache"
-        out = paged_decode_attention(q, *kv, batch.mask, scale)
+        qkv = torch.cat((q, k, v), 1)
+    if kv is None or batch.slot_mapping is None:
+        qk = rotary(qkv[:, : heads + kv_heads], table)
     else:
-        out = prefill_attention(q, k, v, batch.seq_lens, scale, batch.mask)
+        qk = rotary_cache_write(qkv, table, *kv, batch.slot_mapping)
+    q, k = qk.split_with_sizes((heads, kv_heads), 1)
+    if batch.context_lens is not None:
+        assert kv is not None, "decoding reads a cache"
+        items, item_offsets = batch.work or (None, None)
+        out = paged_decode_attention(q, *kv, batch.block_table, batch.context_lens, items, item_offsets, scale)
+    else:
+        out = _prefill_attention(q, k, qkv[:, heads + kv_heads :], kv, batch, scale)
     return out.reshape(h.shape[0], -1)
+
+
+def _prefill_attention(
+    q: Tensor, k: Tensor, v: Tensor, kv: tuple[Tensor, Tensor] | None, batch: Batch, scale: float
+) -> Tensor:
+    """(tokens, num_heads, head_dim): new tokens attend to earlier ones of their sequence, or as the mask says."""
+    if batch.mask is not None:
+        num_seqs, groups = len(batch.mask), q.shape[1] // k.shape[1]
+        q, k, v = (t.unflatten(0, (num_seqs, -1)).transpose(1, 2) for t in (q, k, v))
+        k, v = (t.repeat_interleave(groups, 1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=batch.mask, scale=scale).transpose(1, 2).flatten(0, 1)
+    assert batch.cu_seqlens is not None, "prefill knows where sequences end"
+    k_cache, v_cache = kv if kv is not None and batch.prefix_lens is not None else (None, None)
+    block_table = batch.block_table if batch.prefix_lens is not None else None
+    return prefill_attention(q, k, v, batch.cu_seqlens, k_cache, v_cache, block_table, batch.prefix_lens, scale=scale)
 
 
 def logits(params: Tree, hidden: Tensor) -> Tensor:

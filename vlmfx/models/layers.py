@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmfx.ops.attention import Slots
+from vlmfx.ops.paged_decode_attention import DecodeWork
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec, spec
 
@@ -18,15 +17,22 @@ Cache = Sequence[tuple[Tensor, Tensor]]  # (k, v) a layer, each [num_blocks, num
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What attention must know of one step's packed tokens, besides the tokens themselves.
+    """What attention must know of one step's packed tokens, besides the tokens themselves; all numbers are int32.
 
-    seq_lens: new tokens of each sequence in packed order; tokens after them are padding. None is a decode step: one new token
-    a sequence, which attends to its block of the cache. slots: where new keys and values go in a cache, see `cache_write`.
-    mask, broadcast to (num_seqs, heads, queries, keys): in decode what is added to the scores, −inf beyond each context, None
-    where all are equally long; in prefill True for the pairs that attend, None for the causal rule."""
+    Prefill: cu_seqlens (num_seqs + 1,), the new tokens of each sequence, those after the last being padding; prefix_lens (num_seqs,),
+    how many tokens each has in the cache already, None for none. Decode: context_lens (num_seqs,), the tokens of each sequence, of
+    which the last is new; work, how the contexts are shared out, see `decode_work`. In both slot_mapping (tokens,) is where new keys
+    and values go, −1 for nowhere, and block_table (num_seqs, max_blocks) where a sequence's are, None where sequence i owns block i.
 
-    seq_lens: tuple[int, ...] | None
-    slots: Slots | None = None
+    mask (num_seqs, 1, T, T) bool, for sequences of one length T without a cache, says which pairs attend in place of the causal
+    rule: training packs several answers to one picture into a sequence."""
+
+    cu_seqlens: Tensor | None = None
+    prefix_lens: Tensor | None = None
+    context_lens: Tensor | None = None
+    work: DecodeWork | None = None
+    slot_mapping: Tensor | None = None
+    block_table: Tensor | None = None
     mask: Tensor | None = None
 
 
@@ -66,8 +72,3 @@ def linear_specs(at: str, inputs: int, outputs: int, axes: tuple[str | None, str
 def linear(p: Tree, x: Tensor) -> Tensor:
     """x (..., inputs) → (..., outputs)."""
     return F.linear(x, p["weight"], p.get("bias"))
-
-
-def add_linear(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """residual + x·weightᵀ, the addition inside the matmul; residual (tokens, outputs), x (tokens, inputs)."""
-    return torch.addmm(residual, x, weight.t())

@@ -18,8 +18,7 @@ from vlmfx.models.layers import linear, linear_specs, no_extras
 from vlmfx.models.text_config import is_tied
 from vlmfx.models.validate import one_of, refuse, section, token_id
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.activation import ACTIVATIONS
-from vlmfx.ops.patches import normalize_patches
+from vlmfx.ops.activation import ACTIVATIONS, activation
 from vlmfx.tree import Tree
 
 __all__ = ["forward", "logits", "merge"]
@@ -112,8 +111,8 @@ def is_unused(cfg: LlavaConfig, name: str) -> bool:
 
 
 def vision_hidden(params: Tree, cfg: LlavaConfig, inputs: VisionInputs) -> Tensor:
-    """uint8 patches → the tower's features before the projector, (n·features_per_image, vision hidden)."""
-    patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, params["vision"]["patch"].dtype)
+    """pixels → the tower's features before the projector, (n·features_per_image, vision hidden)."""
+    patches = inputs.patches(cfg.vision.patch_size, params["vision"]["patch"].dtype)
     x = torch.cat(clip.hidden_states(params["vision"], cfg.vision, patches, cfg.feature_layers), -1)
     return (x if cfg.keep_class_token else x[:, 1:]).flatten(0, 1)
 
@@ -121,9 +120,9 @@ def vision_hidden(params: Tree, cfg: LlavaConfig, inputs: VisionInputs) -> Tenso
 def project(params: Tree, cfg: LlavaConfig, x: Tensor) -> Tensor:
     """Tower features → rows of the language model's width."""
     p = params["projector"]
-    return linear(p["down"], ACTIVATIONS[cfg.projector_act](linear(p["up"], x)))
+    return linear(p["down"], activation(linear(p["up"], x), cfg.projector_act))
 
 
 def encode(params: Tree, cfg: LlavaConfig, inputs: VisionInputs) -> Tensor:
-    """Images as uint8 patches → (F, hidden), image after image."""
+    """Images as pixels → (F, hidden), image after image."""
     return project(params, cfg, vision_hidden(params, cfg, inputs))

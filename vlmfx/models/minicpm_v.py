@@ -15,7 +15,6 @@ from vlmfx.models.layers import no_extras
 from vlmfx.models.validate import one_of, section, supported
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.models.vit import EncoderConfig
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
 
 __all__ = ["forward", "logits", "merge"]
@@ -64,19 +63,19 @@ def is_unused(cfg: MiniCPMVConfig, name: str) -> bool:
 
 
 def vision_hidden(params: Tree, cfg: MiniCPMVConfig, inputs: VisionInputs) -> Tensor:
-    """uint8 patches, position_ids (P, 3) of table row, row and column → the tower's output (P, vision hidden)."""
+    """pixels, position_ids (P, 3) of table row, row and column → the tower's output (P, vision hidden)."""
     p = params["vision"]
-    patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, p["positions"].dtype)
+    patches = inputs.patches(cfg.vision.patch_size, p["positions"].dtype)
     x = siglip.embed(p, patches, inputs.position_ids[:, 0])
-    return siglip.tower(p, cfg.vision, x, inputs.seq_lens)
+    return siglip.tower(p, cfg.vision, x, inputs.cu_seqlens)
 
 
 def project(params: Tree, cfg: MiniCPMVConfig, x: Tensor, inputs: VisionInputs) -> Tensor:
     """Tower output → rows of the language model's width, num_queries a slice."""
     positions = inputs.position_ids[:, 1:]
-    return resampler.resample(params["resampler"], cfg.resampler, x, positions, inputs.seq_lens)
+    return resampler.resample(params["resampler"], cfg.resampler, x, positions, inputs.cu_seqlens)
 
 
 def encode(params: Tree, cfg: MiniCPMVConfig, inputs: VisionInputs) -> Tensor:
-    """Images and their slices as uint8 patches → (F, hidden), slice after slice."""
+    """Images and their slices as pixels → (F, hidden), slice after slice."""
     return project(params, cfg, vision_hidden(params, cfg, inputs), inputs)

@@ -17,8 +17,7 @@ from vlmfx.models.join import is_head_copy_or_buffer, logits, merge
 from vlmfx.models.layers import Batch, Cache, linear, linear_specs
 from vlmfx.models.validate import refuse, section, supported
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.activation import ACTIVATIONS
-from vlmfx.ops.patches import normalize_patches
+from vlmfx.ops.activation import activation
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec
 
@@ -120,7 +119,7 @@ def extras(
 
 def vision_hidden(params: Tree, cfg: Phi3VConfig, inputs: VisionInputs) -> Tensor:
     """Patches of whole images and crops → the tower's features without the class token, (views·num_patches, vision hidden)."""
-    patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, params["vision"]["patch"].dtype)
+    patches = inputs.patches(cfg.vision.patch_size, params["vision"]["patch"].dtype)
     (x,) = clip.hidden_states(params["vision"], cfg.vision, patches, (cfg.vision.num_layers - 1,))
     return x[:, 1:].flatten(0, 1)
 
@@ -131,7 +130,7 @@ def project(params: Tree, cfg: Phi3VConfig, x: Tensor) -> Tensor:
     p, side, width = params["projector"], cfg.crop_side, x.shape[-1]
     blocks = x.view(-1, side, MERGE, side, MERGE, width).transpose(2, 3).reshape(-1, MERGE**2 * width)
     rows = torch.cat((blocks, p["line_end"], p["crops_end"]))
-    return linear(p["down"], ACTIVATIONS["gelu"](linear(p["up"], rows)))
+    return linear(p["down"], activation(linear(p["up"], rows), "gelu"))
 
 
 def encode(params: Tree, cfg: Phi3VConfig, inputs: VisionInputs) -> Tensor:

@@ -16,8 +16,10 @@ from vlmfx.models.qwen2_vit import Qwen2VitConfig, common, patch_spec
 from vlmfx.models.validate import MAX_LAYERS, listed, positive_int, refuse, supported
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.models.vit import attention, rope_2d
-from vlmfx.ops.activation import gated_activation
-from vlmfx.ops.norm import rms_norm
+from vlmfx.ops.activation import activation
+from vlmfx.ops.add_rms_norm import add_rms_norm
+from vlmfx.ops.gated_activation import gated_activation
+from vlmfx.ops.rms_norm import rms_norm
 from vlmfx.ops.rotary import RotaryTable
 from vlmfx.tree import Tree
 from vlmfx.weights import fused
@@ -100,17 +102,17 @@ def _block_specs(cfg: Qwen25VitConfig, at: str) -> Tree:
 def tower(params: Tree, cfg: Qwen25VitConfig, patches: Tensor, inputs: VisionInputs) -> Tensor:
     """Normalised patches (P, in_channels·T·p·p) → the last block's output (P, hidden), both in the order of the windows."""
     x = F.linear(patches, params["patch"])
-    table = rope_2d(cfg.hidden_size // cfg.num_heads, inputs.position_ids)
+    table, windows = rope_2d(cfg.hidden_size // cfg.num_heads, inputs.position_ids), inputs.cu_window_seqlens
+    assert windows is not None, "processing says which patches a window has"
     for i, p in enumerate(params["blocks"]):
-        x = _block(p, cfg, x, inputs.seq_lens if i in cfg.full_layers else inputs.window_lens, table)
+        x = _block(p, cfg, x, inputs.cu_seqlens if i in cfg.full_layers else windows, table)
     return x
 
 
-def _block(p: Tree, cfg: Qwen25VitConfig, x: Tensor, seq_lens: tuple[int, ...], table: RotaryTable) -> Tensor:
-    """x (patches, hidden) → (patches, hidden); segments of seq_lens patches do not see each other."""
+def _block(p: Tree, cfg: Qwen25VitConfig, x: Tensor, cu_seqlens: Tensor, table: RotaryTable) -> Tensor:
+    """x (patches, hidden) → (patches, hidden); the segments of cu_seqlens do not see each other."""
     h = rms_norm(x, p["norm1"], cfg.layer_norm_eps)
-    x = x + attention(p, h, cfg.num_heads, seq_lens, table)
-    h = rms_norm(x, p["norm2"], cfg.layer_norm_eps)
+    h, x = add_rms_norm(attention(p, h, cfg.num_heads, cu_seqlens, table), x, p["norm2"], cfg.layer_norm_eps)
     return x + linear(p["down"], gated_activation(linear(p["gate_up"], h)))
 
 
@@ -118,4 +120,4 @@ def merger(params: Tree, cfg: Qwen25VitConfig, x: Tensor) -> Tensor:
     """(P, hidden) → (P / merge_size², output_size): neighbouring patches, adjacent in P, become one row."""
     p = params["merger"]
     x = rms_norm(x, p["norm"], cfg.layer_norm_eps)
-    return linear(p["down"], F.gelu(linear(p["up"], x.view(-1, cfg.merge_size**2 * cfg.hidden_size))))
+    return linear(p["down"], activation(linear(p["up"], x.view(-1, cfg.merge_size**2 * cfg.hidden_size)), "gelu"))

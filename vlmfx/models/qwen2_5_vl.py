@@ -14,7 +14,6 @@ from vlmfx.models.join import forward, logits, merge
 from vlmfx.models.qwen2_vl import KEY_PREFIXES, Qwen2VLConfig, extras, is_unused
 from vlmfx.models.validate import section
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
 
 __all__ = ["KEY_PREFIXES", "extras", "forward", "is_unused", "logits", "merge"]
@@ -46,8 +45,8 @@ def param_specs(cfg: Qwen25VLConfig) -> Tree:
 
 
 def vision_hidden(params: Tree, cfg: Qwen25VLConfig, inputs: VisionInputs) -> Tensor:
-    """uint8 patches → the last block's output before the merger, (P, vision hidden), both in the order of the windows."""
-    patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, params["vision"]["patch"].dtype)
+    """pixels → the last block's output before the merger, (P, vision hidden), both in the order of the windows."""
+    patches = inputs.patches(cfg.vision.patch_size, params["vision"]["patch"].dtype)
     return qwen2_5_vit.tower(params["vision"], cfg.vision, patches, inputs)
 
 
@@ -57,7 +56,7 @@ def project(params: Tree, cfg: Qwen25VLConfig, x: Tensor) -> Tensor:
 
 
 def encode(params: Tree, cfg: Qwen25VLConfig, inputs: VisionInputs) -> Tensor:
-    """Images as uint8 patches → (F, hidden), image after image."""
+    """Images as pixels → (F, hidden), image after image."""
     rows = project(params, cfg, vision_hidden(params, cfg, inputs))
     assert inputs.row_index is not None, "processing says how to undo the order of its windows"
     return rows[inputs.row_index]

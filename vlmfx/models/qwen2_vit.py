@@ -14,12 +14,13 @@ from torch import Tensor
 from vlmfx.models.layers import layer_norm_specs, linear, linear_specs
 from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, refuse, supported
 from vlmfx.models.vit import block, block_specs, rope_2d
-from vlmfx.ops.activation import quick_gelu
-from vlmfx.ops.norm import layer_norm
+from vlmfx.ops.activation import activation
+from vlmfx.ops.layer_norm import layer_norm
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec
 
-SUPPORTED = {"hidden_act": "quick_gelu"}
+ACTIVATION = "quick_gelu"
+SUPPORTED = {"hidden_act": ACTIVATION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +118,12 @@ def _block_specs(cfg: Qwen2VitConfig, at: str) -> Tree:
     return block_specs(names, c, cfg.intermediate_size, linear_specs(f"{at}.attn.qkv", c, 3 * c, ("heads", "embed")))
 
 
-def tower(
-    params: Tree, cfg: Qwen2VitConfig, patches: Tensor, position_ids: Tensor, seq_lens: tuple[int, ...]
-) -> Tensor:
+def tower(params: Tree, cfg: Qwen2VitConfig, patches: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Normalised patches (P, in_channels·T·p·p) → the last block's output (P, hidden); each frame is one segment."""
     x = F.linear(patches, params["patch"])
     table = rope_2d(cfg.hidden_size // cfg.num_heads, position_ids)
     for p in params["blocks"]:
-        x = block(p, cfg, x, quick_gelu, seq_lens, table)
+        x = block(p, cfg, x, ACTIVATION, cu_seqlens, table)
     return x
 
 
@@ -132,4 +131,4 @@ def merger(params: Tree, cfg: Qwen2VitConfig, x: Tensor) -> Tensor:
     """(P, hidden) → (P / merge_size², output_size): neighbouring patches, adjacent in P, become one row."""
     p = params["merger"]
     x = layer_norm(x, p["norm"]["weight"], p["norm"]["bias"], cfg.layer_norm_eps)
-    return linear(p["down"], F.gelu(linear(p["up"], x.view(-1, cfg.merge_size**2 * cfg.hidden_size))))
+    return linear(p["down"], activation(linear(p["up"], x.view(-1, cfg.merge_size**2 * cfg.hidden_size)), "gelu"))

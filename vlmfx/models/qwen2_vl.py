@@ -14,7 +14,6 @@ from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge
 from vlmfx.models.layers import no_extras
 from vlmfx.models.validate import refuse, section, token_id
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
 
 __all__ = ["forward", "logits", "merge"]
@@ -65,9 +64,9 @@ def is_unused(cfg: Qwen2VLConfig, name: str) -> bool:
 
 
 def vision_hidden(params: Tree, cfg: Qwen2VLConfig, inputs: VisionInputs) -> Tensor:
-    """uint8 patches → the last block's output before the merger, (P, vision hidden)."""
-    patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, params["vision"]["patch"].dtype)
-    return qwen2_vit.tower(params["vision"], cfg.vision, patches, inputs.position_ids, inputs.seq_lens)
+    """pixels → the last block's output before the merger, (P, vision hidden)."""
+    patches = inputs.patches(cfg.vision.patch_size, params["vision"]["patch"].dtype)
+    return qwen2_vit.tower(params["vision"], cfg.vision, patches, inputs.position_ids, inputs.cu_seqlens)
 
 
 def project(params: Tree, cfg: Qwen2VLConfig, x: Tensor) -> Tensor:
@@ -76,5 +75,5 @@ def project(params: Tree, cfg: Qwen2VLConfig, x: Tensor) -> Tensor:
 
 
 def encode(params: Tree, cfg: Qwen2VLConfig, inputs: VisionInputs) -> Tensor:
-    """Images as uint8 patches → (F, hidden), image after image."""
+    """Images as pixels → (F, hidden), image after image."""
     return project(params, cfg, vision_hidden(params, cfg, inputs))

@@ -17,8 +17,8 @@ from vlmfx.models.qwen2_vit import Qwen2VitConfig, common, patch_spec
 from vlmfx.models.validate import listed, positive_int, refuse, supported
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.models.vit import block, block_specs, rope_2d
-from vlmfx.ops.activation import ACTIVATIONS
-from vlmfx.ops.norm import layer_norm
+from vlmfx.ops.activation import activation
+from vlmfx.ops.layer_norm import layer_norm
 from vlmfx.tree import Tree
 from vlmfx.weights import spec
 
@@ -112,7 +112,7 @@ def tower(params: Tree, cfg: Qwen3VitConfig, patches: Tensor, inputs: VisionInpu
     table = rope_2d(cfg.hidden_size // cfg.num_heads, inputs.position_ids[:, :2])
     kept = []
     for i, p in enumerate(params["blocks"]):
-        x = block(p, cfg, x, ACTIVATIONS[ACTIVATION], inputs.seq_lens, table)
+        x = block(p, cfg, x, ACTIVATION, inputs.cu_seqlens, table)
         if i in cfg.deepstack_layers:
             kept.append(x)
     return torch.cat([x, *kept], -1)
@@ -128,4 +128,4 @@ def mergers(params: Tree, cfg: Qwen3VitConfig, x: Tensor) -> Tensor:
 def _merger(p: Tree, cfg: Qwen3VitConfig, x: Tensor) -> Tensor:
     norm = p["norm"]
     x = layer_norm(x.reshape(-1, norm["weight"].shape[0]), norm["weight"], norm["bias"], cfg.layer_norm_eps)
-    return linear(p["down"], F.gelu(linear(p["up"], x.view(-1, cfg.merge_size**2 * cfg.hidden_size))))
+    return linear(p["down"], activation(linear(p["up"], x.view(-1, cfg.merge_size**2 * cfg.hidden_size)), "gelu"))

@@ -19,7 +19,6 @@ from vlmfx.models.layers import Batch, Cache
 from vlmfx.models.qwen2_vl import Qwen2VLConfig, is_unused
 from vlmfx.models.validate import refuse, section
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.tree import Tree
 
 __all__ = ["is_unused", "logits"]
@@ -71,8 +70,8 @@ def param_specs(cfg: Qwen3VLConfig) -> Tree:
 
 
 def vision_hidden(params: Tree, cfg: Qwen3VLConfig, inputs: VisionInputs) -> Tensor:
-    """uint8 patches → (P, (1 + n)·vision hidden) before the mergers: the last block's output, then the deepstack layers'."""
-    patches = normalize_patches(inputs.patches, inputs.mean, inputs.std, params["vision"]["patch"].dtype)
+    """pixels → (P, (1 + n)·vision hidden) before the mergers: the last block's output, then the deepstack layers'."""
+    patches = inputs.patches(cfg.vision.patch_size, params["vision"]["patch"].dtype)
     return qwen3_vit.tower(params["vision"], cfg.vision, patches, inputs)
 
 
@@ -82,7 +81,7 @@ def project(params: Tree, cfg: Qwen3VLConfig, x: Tensor) -> Tensor:
 
 
 def encode(params: Tree, cfg: Qwen3VLConfig, inputs: VisionInputs) -> Tensor:
-    """Images as uint8 patches → (F, (1 + n)·hidden), image after image."""
+    """Images as pixels → (F, (1 + n)·hidden), image after image."""
     return project(params, cfg, vision_hidden(params, cfg, inputs))
 
 

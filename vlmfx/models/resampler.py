@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vlmfx.models.layers import layer_norm_specs, linear, linear_specs
 from vlmfx.models.validate import multiple_of, positive_int
-from vlmfx.ops.attention import query_attention
-from vlmfx.ops.norm import layer_norm
+from vlmfx.ops.layer_norm import layer_norm
 from vlmfx.ops.rotary import inverse_frequencies
+from vlmfx.ops.vision_attention import vision_attention
 from vlmfx.tree import Tree
 from vlmfx.weights import spec
 
@@ -65,8 +65,8 @@ def sincos(cfg: ResamplerConfig, positions: Tensor, dtype: torch.dtype) -> Tenso
     return torch.cat((angles.sin(), angles.cos()), -1).flatten(1).to(dtype)
 
 
-def resample(params: Tree, cfg: ResamplerConfig, x: Tensor, positions: Tensor, seq_lens: tuple[int, ...]) -> Tensor:
-    """x (P, input_size), positions (P, 2) row and column → (segments·num_queries, hidden), segment after segment.
+def resample(params: Tree, cfg: ResamplerConfig, x: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """x (P, input_size), positions (P, 2) row and column → (segments·num_queries, hidden), segment after segment of cu_seqlens.
 
     Keys know where their patch lies, values do not."""
     d, shape = cfg.hidden_size, (-1, cfg.num_heads, HEAD_DIM)
@@ -76,7 +76,9 @@ def resample(params: Tree, cfg: ResamplerConfig, x: Tensor, positions: Tensor, s
     weights, biases = params["qkv"]["weight"].split(d), params["qkv"]["bias"].split(d)
     inputs = (query, x + sincos(cfg, positions, x.dtype), x)
     q, k, v = (F.linear(t, w, b).view(shape) for t, w, b in zip(inputs, weights, biases, strict=True))
-    out = query_attention(q, k, v, seq_lens, HEAD_DIM**-0.5).reshape(-1, d)
+    segments = len(cu_seqlens) - 1
+    cu_queries = torch.arange(segments + 1, dtype=torch.int32, device=x.device) * len(q)
+    out = vision_attention(q.repeat(segments, 1, 1), k, v, cu_queries, cu_seqlens, HEAD_DIM**-0.5).view(-1, d)
     return _norm(params["post_norm"], linear(params["out"], out)) @ params["proj"]
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vlmfx.models.layers import layer_norm_specs, linear
 from vlmfx.models.vit import EncoderConfig, block, encoder_layer_specs, encoder_settings
-from vlmfx.ops.activation import ACTIVATIONS
-from vlmfx.ops.norm import layer_norm
+from vlmfx.ops.layer_norm import layer_norm
 from vlmfx.tree import Tree
 from vlmfx.weights import ParamSpec, spec
 
@@ -59,9 +58,9 @@ def embed(params: Tree, patches: Tensor, table_index: Tensor) -> Tensor:
     return linear(params["patch"], patches) + F.embedding(table_index, params["positions"])
 
 
-def tower(params: Tree, cfg: EncoderConfig, x: Tensor, seq_lens: tuple[int, ...]) -> Tensor:
-    """Embedded patches (P, hidden) → (P, hidden) after the last norm; segments of seq_lens patches do not see each other."""
+def tower(params: Tree, cfg: EncoderConfig, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Embedded patches (P, hidden) → (P, hidden) after the last norm; the segments of cu_seqlens do not see each other."""
     for p in params["layers"]:
-        x = block(p, cfg, x, ACTIVATIONS[cfg.hidden_act], seq_lens)
+        x = block(p, cfg, x, cfg.hidden_act, cu_seqlens)
     norm = params["post_norm"]
     return layer_norm(x, norm["weight"], norm["bias"], cfg.layer_norm_eps)

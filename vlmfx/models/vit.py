@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from vlmfx.models.layers import layer_norm_specs, linear, linear_specs
 from vlmfx.models.validate import MAX_LAYERS, multiple_of, one_of, positive_float, positive_int, supported
-from vlmfx.ops.activation import ACTIVATIONS
-from vlmfx.ops.attention import vision_attention
-from vlmfx.ops.norm import layer_norm
+from vlmfx.ops.activation import ACTIVATIONS, activation
+from vlmfx.ops.layer_norm import layer_norm
 from vlmfx.ops.rotary import RotaryTable, inverse_frequencies, rotary, rotary_table
+from vlmfx.ops.vision_attention import vision_attention
 from vlmfx.tree import Tree
 from vlmfx.weights import fused
 
@@ -109,23 +108,23 @@ def block(
     p: Tree,
     cfg: VisionConfig,
     x: Tensor,
-    activation: Callable[[Tensor], Tensor],
-    seq_lens: tuple[int, ...],
+    act: str,
+    cu_seqlens: Tensor,
     table: RotaryTable | None = None,
 ) -> Tensor:
-    """x (patches, hidden) → (patches, hidden); segments of seq_lens patches do not see each other."""
+    """x (patches, hidden) → (patches, hidden); the segments of cu_seqlens do not see each other. act: of ACTIVATIONS."""
     h = layer_norm(x, p["norm1"]["weight"], p["norm1"]["bias"], cfg.layer_norm_eps)
-    x = x + attention(p, h, cfg.num_heads, seq_lens, table)
+    x = x + attention(p, h, cfg.num_heads, cu_seqlens, table)
     h = layer_norm(x, p["norm2"]["weight"], p["norm2"]["bias"], cfg.layer_norm_eps)
-    return x + linear(p["down"], activation(linear(p["up"], h)))
+    return x + linear(p["down"], activation(linear(p["up"], h), act))
 
 
-def attention(p: Tree, h: Tensor, num_heads: int, seq_lens: tuple[int, ...], table: RotaryTable | None) -> Tensor:
+def attention(p: Tree, h: Tensor, num_heads: int, cu_seqlens: Tensor, table: RotaryTable | None) -> Tensor:
     """h (patches, hidden), normed → (patches, hidden), with the projections `qkv` and `out` of p."""
     n, head_dim = len(h), h.shape[1] // num_heads
     qk, v = linear(p["qkv"], h).view(n, 3 * num_heads, head_dim).split((2 * num_heads, num_heads), 1)
     q, k = (rotary(qk, table) if table is not None else qk).chunk(2, 1)
-    return linear(p["out"], vision_attention(q, k, v, seq_lens, head_dim**-0.5).reshape(n, -1))
+    return linear(p["out"], vision_attention(q, k, v, cu_seqlens, cu_seqlens, head_dim**-0.5).view(n, -1))
 
 
 def rope_2d(head_dim: int, position_ids: Tensor) -> RotaryTable:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmfx.ops.registry import Cost, nbytes, refuse, register
+from vlmfx.ops.registry import Cost, nbytes, refuse, register, wide
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -33,7 +32,7 @@ def activation(x: Tensor, kind: str) -> Tensor:
 
 def reference(x: Tensor, kind: str) -> Tensor:
     """The definition of right."""
-    return ACTIVATIONS[kind](x.float()).to(x.dtype)
+    return ACTIVATIONS[kind](wide(x)).to(x.dtype)
 
 
 def cpu(x: Tensor, kind: str) -> Tensor:
@@ -62,12 +61,3 @@ OP = register(
     tolerance={torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
     is_inline=True,
 )
-
-
-def __getattr__(name: str) -> Any:
-    # TODO: goes when no model imports gated_activation from here; its own module imports this one, so it cannot be imported above.
-    if name == "gated_activation":
-        from vlmfx.ops.gated_activation import gated_activation
-
-        return gated_activation
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmfx.ops.registry import Cost, nbytes, refuse, register
+from vlmfx.ops.registry import Cost, nbytes, refuse, register, wide
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -18,10 +18,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """The definition of right."""
-    x32 = x.float()
+    x32 = wide(x)
     centred = x32 - x32.mean(-1, keepdim=True)
     normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    return (normed * weight.float() + bias.float()).to(x.dtype)
+    return (normed * wide(weight) + wide(bias)).to(x.dtype)
 
 
 def cpu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -48,14 +48,21 @@ def patch_offsets(
         frame = (first[:, None] + torch.arange(temporal_patch_size)).clamp(max=frames - 1)  # (groups, T)
         rows, cols = torch.arange(height // patch_size), torch.arange(width // patch_size)
         corner = rows[:, None] * (patch_size * row_bytes) + cols * (patch_size * CHANNELS)
-        corner = corner.unflatten(1, (-1, merge_size)).unflatten(0, (-1, merge_size)).transpose(1, 2).flatten()
-        at = start + corner[None, :, None] + frame[:, None] * (height * row_bytes)  # (groups, patches, T)
+        at = (
+            start + by_block(corner, merge_size)[None, :, None] + frame[:, None] * (height * row_bytes)
+        )  # (groups, patches, T)
         offsets.append(at.flatten(0, 1))
         strides.append(torch.full((at.shape[0] * at.shape[1],), row_bytes, dtype=torch.int32))
         start += frames * height * row_bytes
     if not offsets:
         return torch.empty(0, temporal_patch_size, dtype=torch.int64), torch.empty(0, dtype=torch.int32)
     return torch.cat(offsets), torch.cat(strides)
+
+
+def by_block(grid: Tensor, merge_size: int) -> Tensor:
+    """grid (rows, cols, ...) → (rows·cols, ...), block of merge_size × merge_size after block, and within a block by row."""
+    blocks = grid.unflatten(1, (-1, merge_size)).unflatten(0, (-1, merge_size)).transpose(1, 2)
+    return blocks.flatten(0, 3)
 
 
 def reference(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmfx.ops.registry import refuse
+from vlmfx.ops.registry import refuse, wide
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, seen: Tensor | None = None) -> Tensor:
@@ -21,8 +21,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, seen: Tensor | None = 
     seen (queries, keys) says what a query attends to, None that it is all; without keys the result is zero. Query head h reads KV
     head h // (heads / kv_heads)."""
     groups = q.shape[1] // k.shape[1]
-    k, v = (t.float().repeat_interleave(groups, 1) for t in (k, v))
-    scores = torch.einsum("qhd,khd->hqk", q.float(), k) * scale
+    k, v = (wide(t).repeat_interleave(groups, 1) for t in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", wide(q), k) * scale
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).to(q.dtype)

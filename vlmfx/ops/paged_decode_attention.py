@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlmfx.errors import ShapeError
 from vlmfx.ops.cache_write import check_cache
-from vlmfx.ops.registry import Cost, nbytes, refuse, register
+from vlmfx.ops.registry import Cost, nbytes, refuse, register, wide
 
 TILE = 64  # keys that the CUDA kernel takes at a time: what `decode_work` cuts by
 
@@ -111,11 +111,11 @@ def reference(
     window: int,
 ) -> Tensor:
     """The definition of right: sequence by sequence, in float32."""
-    rows = [q[:0].float()]
+    rows = [wide(q[:0])]
     for i, length in enumerate(context_lens.tolist()):
         first = max(length - window, 0) if window else 0
-        k, v = (_context(cache, block_table, i, length)[:, first:].float() for cache in (k_cache, v_cache))
-        weights = (q[i].float().unflatten(0, (len(k), -1)) @ k.mT * scale).softmax(-1)
+        k, v = (wide(_context(cache, block_table, i, length)[:, first:]) for cache in (k_cache, v_cache))
+        weights = (wide(q[i]).unflatten(0, (len(k), -1)) @ k.mT * scale).softmax(-1)
         rows.append((weights @ v).flatten(0, 1)[None])
     return torch.cat(rows).to(q.dtype)
 

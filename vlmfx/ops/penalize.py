@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlmfx.ops.registry import Cost, nbytes, refuse, register
+from vlmfx.ops.registry import Cost, nbytes, refuse, register, wide
 
 
 def penalize(
@@ -24,7 +24,7 @@ def reference(
     logits: Tensor, counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
 ) -> Tensor:
     """The definition of right."""
-    x = logits if logits.dtype == torch.float64 else logits.float()
+    x = wide(logits)
     repetition, presence, frequency = repetition[:, None], presence[:, None], frequency[:, None]
     x = torch.where(in_prompt | (counts > 0), torch.where(x > 0, x / repetition, x * repetition), x)
     return (x - frequency * counts - presence * (counts > 0)).to(logits.dtype)

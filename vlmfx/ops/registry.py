@@ -3,8 +3,9 @@
 `register` defines `torch.ops.vlmfx.<name>`. What it does on a device is the kernel of that device; the definition of right is the
 reference, in plain torch. Inputs are checked once, where a kernel is chosen or a graph is traced: never inside a captured graph.
 
-The gradient is the reference's: where one is wanted, the op is the reference, so autograd, torch.func, forward mode and double
-backward see plain torch. torch.library's `custom_op` decorator would cost three times as much a call and import the compiler."""
+The gradient is the reference's: where one is wanted, the op is the reference, or other plain torch that is equal and faster, so
+autograd, torch.func, forward mode and double backward see plain torch. torch.library's `custom_op` decorator would cost three times
+as much a call and import the compiler."""
 
 from __future__ import annotations
 
@@ -36,9 +37,10 @@ class Op:
 
     reference: plain torch, the definition of right, differentiable unless the op mutates. fake: the outputs' shapes and dtypes.
     check: raises ShapeError for inputs the kernels do not take. cost: of the same arguments. cpu: the CPU kernel, where it is not
-    the reference. kernels: device type → the module below vlmfx.ops that has a function of the op's name. tolerance: how far a
-    kernel may be from the reference, absolute and relative, by dtype. is_inline: on the CPU a call skips the dispatcher, which there
-    costs as much as a small op, and `torch.compile` sees, and fuses, the plain torch of it."""
+    the reference. with_grad: what runs where a gradient is wanted, if the reference would be slow. kernels: device type → the
+    module below vlmfx.ops that has a function of the op's name. tolerance: how far a kernel may be from the reference, absolute and
+    relative, by dtype. is_inline: on the CPU a call skips the dispatcher, which there costs as much as a small op, and
+    `torch.compile` sees, and fuses, the plain torch of it."""
 
     schema: str
     reference: Callable[..., Any]
@@ -48,6 +50,7 @@ class Op:
     tolerance: Mapping[torch.dtype, float]
     kernels: Mapping[str, str]
     cpu: Callable[..., Any]
+    with_grad: Callable[..., Any]
     is_inline: bool
 
     @property
@@ -104,6 +107,7 @@ def register(
     tolerance: Mapping[torch.dtype, float],
     kernels: Mapping[str, str],
     cpu: Callable[..., Any] | None = None,
+    with_grad: Callable[..., Any] | None = None,
     is_inline: bool = False,
 ) -> Op:
     """Define `torch.ops.vlmfx.<name>` and return its contract; the schema has no defaults, which torch would not pass on."""
@@ -116,6 +120,7 @@ def register(
         tolerance=tolerance,
         kernels=kernels,
         cpu=cpu or reference,
+        with_grad=with_grad or reference,
         is_inline=is_inline,
     )
     LIBRARY.define(schema)
@@ -138,18 +143,23 @@ def _after_check(op: Op, kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _differentiable(op: Op) -> Callable[..., Any]:
-    """The op as autograd sees it: the reference where a gradient is wanted, else the device's kernel."""
+    """The op as autograd sees it: plain torch where a gradient is wanted, else the device's kernel."""
 
     def run(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             if op.is_mutating:
                 raise ShapeError(f"{op.name} writes in place and has no gradient; call it under torch.no_grad().")
             op.checked(*args)
-            return op.reference(*args)
+            return op.with_grad(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op.overload(*args)
 
     return run
+
+
+def wide(x: Tensor) -> Tensor:
+    """x as references compute with it: float32, or float64 where it is that."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def nbytes(*tensors: Tensor | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlmfx.ops.registry import Cost, nbytes, refuse, register
+from vlmfx.ops.registry import Cost, nbytes, refuse, register, wide
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -18,7 +18,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The definition of right."""
-    x32 = x.float()
+    x32 = wide(x)
     return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
 

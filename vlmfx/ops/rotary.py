@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlmfx.ops.registry import Cost, nbytes, refuse, register
+from vlmfx.ops.registry import Cost, nbytes, refuse, register, wide
 
 
 class RotaryTable(NamedTuple):
@@ -48,7 +48,7 @@ def inverse_frequencies(dim: int, theta: float, device: torch.device, factors: S
 
 def reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The definition of right: in float32, rounded once."""
-    x32, cos32, sin32 = x.float(), cos[:, None].float(), sin[:, None].float()
+    x32, cos32, sin32 = wide(x), wide(cos[:, None]), wide(sin[:, None])
     return (x32 * cos32 + x32.roll(x.shape[-1] // 2, -1) * sin32).to(x.dtype)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlmfx.ops.registry import Cost, nbytes, refuse, register
+from vlmfx.ops.registry import Cost, nbytes, refuse, register, wide
 from vlmfx.ops.sample import largest
 
 
@@ -21,8 +21,7 @@ def token_logprobs(logits: Tensor, ids: Tensor, num: int) -> tuple[Tensor, Tenso
 
 def reference(logits: Tensor, ids: Tensor, num: int) -> tuple[Tensor, Tensor, Tensor]:
     """The definition of right, and the CPU kernel: of the most likely it sorts no more than num."""
-    x = logits.detach()
-    x = x if x.dtype == torch.float64 else x.float()
+    x = wide(logits.detach())
     x = x.masked_fill(x.isnan(), -torch.inf)  # ranks only: NaN compares with nothing
     chosen = ids[:, None].clone()  # an op must not return its argument
     own = x.gather(1, chosen)

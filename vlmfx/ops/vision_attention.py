@@ -59,6 +59,7 @@ OP = register(
     "vision_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, float scale) -> Tensor",
     reference=reference,
     cpu=cpu,
+    with_grad=cpu,
     fake=lambda q, k, v, cu_seqlens_q, cu_seqlens_k, scale: torch.empty_like(q, memory_format=torch.contiguous_format),
     check=check,
     cost=cost,

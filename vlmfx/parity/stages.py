@@ -17,6 +17,7 @@ from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.models.layers import Batch
 from vlmfx.models.pooling import normalize, pool
+from vlmfx.models.vision_inputs import cumulative
 from vlmfx.parity.views import VIEWS, VIEWS_OF_IDS, Values, packed, plain_ids, see
 from vlmfx.processing.inputs import ModelInputs
 
@@ -57,7 +58,8 @@ def stages(model: Model, inputs: ModelInputs, dimensions: Sequence[int] = ()) ->
         yield "rope_deltas", torch.tensor([[inputs.next_position - n]])
     else:
         yield "position_ids", inputs.positions[None]
-    hidden, _ = f.forward(model.params, model.config, x, positions, None, Batch(seq_lens=(n,)), extras)
+    batch = Batch(cu_seqlens=cumulative([n]).to(model.device))
+    hidden, _ = f.forward(model.params, model.config, x, positions, None, batch, extras)
     logits: Tensor = f.logits(model.params, model.config, hidden)
     yield "prompt_logits", logits
     yield "last_logits", logits[-1]

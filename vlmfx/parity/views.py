@@ -13,7 +13,6 @@ from torch import Tensor
 from vlmfx.checkpoint import Model
 from vlmfx.models import siglip
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.patches import normalize_patches
 from vlmfx.processing.inputs import ModelInputs
 
 Values = Iterator[tuple[str, Tensor]]
@@ -34,7 +33,7 @@ def see(model: Model, vision: VisionInputs) -> Seen:
     f, inputs = model.functions, vision.to(model.device)
     hidden = f.vision_hidden(model.params, model.config, inputs)
     rows = f.encode(model.params, model.config, inputs)
-    pixels = normalize_patches(inputs.patches, vision.mean, vision.std, torch.float32)
+    pixels = inputs.patches(model.config.vision.patch_size, torch.float32)
     return Seen(pixels=pixels, hidden=hidden, rows=rows)
 
 
@@ -58,7 +57,7 @@ def _squares(pixels: Tensor, patch: int, side: int) -> Tensor:
 
 def llava(model: Model, inputs: ModelInputs, vision: VisionInputs, seen: Seen) -> Values:
     """Square images and their rows, by image."""
-    n, tower = len(vision.seq_lens), model.config.vision
+    n, tower = vision.num_segments, model.config.vision
     yield "pixel_values", _squares(seen.pixels, tower.patch_size, tower.image_size // tower.patch_size)
     yield "vision_selected_hidden", seen.hidden.unflatten(0, (n, -1))
     yield "image_embeds", seen.rows.unflatten(0, (n, -1))
@@ -70,7 +69,7 @@ def qwen2_vl(model: Model, inputs: ModelInputs, vision: VisionInputs, seen: Seen
     One video alone is shown under a video's names; beside images its rows are the last. Patches that go through the tower window by
     window (Qwen2.5-VL) are shown as the image has them, wide rows (Qwen3-VL) apart: the merger's, then those of deepstack's. Hidden
     states stay in the tower's order, as the references show them."""
-    ends = torch.tensor(vision.seq_lens).cumsum(0) - 1
+    ends = vision.cu_seqlens[1:].long() - 1
     grids = torch.cat([torch.ones(len(ends), 1, dtype=torch.int64), vision.position_ids[ends, :2] + 1], 1)
     ids = set(inputs.token_ids)
     pixels = seen.pixels
@@ -147,14 +146,16 @@ def minicpm_v(model: Model, inputs: ModelInputs, vision: VisionInputs, seen: See
     patch = model.config.vision.patch_size
     dtype = model.params["vision"]["positions"].dtype
     embedded = siglip.embed(model.params["vision"], seen.pixels.to(dtype), vision.position_ids[:, 0].to(model.device))
-    ends = torch.tensor(vision.seq_lens).cumsum(0) - 1
+    ends = vision.cu_seqlens[1:].long() - 1
     yield "tgt_sizes", vision.position_ids[ends, 1:] + 1
-    slices = zip(*(t.split(vision.seq_lens) for t in (seen.pixels, embedded, seen.hidden)), strict=True)
+    slices = zip(
+        *(t.split(vision.cu_seqlens.diff().tolist()) for t in (seen.pixels, embedded, seen.hidden)), strict=True
+    )
     for k, (pixels, patches, hidden) in enumerate(slices):
         yield f"slice{k}.pixel_values", pixels.view(-1, 3, patch, patch).permute(1, 2, 0, 3).reshape(3, patch, -1)
         yield f"slice{k}.patch_plus_position", patches
         yield f"slice{k}.vision_hidden", hidden
-    yield "image_embeds", seen.rows.unflatten(0, (len(vision.seq_lens), -1))
+    yield "image_embeds", seen.rows.unflatten(0, (vision.num_segments, -1))
 
 
 VIEWS: dict[str, Callable[[Model, ModelInputs, VisionInputs, Seen], Values]] = {

@@ -16,8 +16,8 @@ from torch import Tensor
 from vlmfx.errors import CheckpointError, InvalidRequest
 from vlmfx.models.llava import LlavaConfig
 from vlmfx.models.validate import PREPROCESSOR, supported
-from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.ops.patches import pack_patches
+from vlmfx.models.vision_inputs import VisionInputs, cumulative
+from vlmfx.ops.pack_patches import patch_offsets
 from vlmfx.processing.embeds import rows_of
 from vlmfx.processing.images import FIELD
 from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, check_ratio, expand_tokens, plain_positions
@@ -87,13 +87,16 @@ def crop_image(cfg: LlavaProcessing, image: Image.Image) -> Tensor:
 
 
 def vision_inputs(cfg: LlavaProcessing, images: Iterable[Image.Image]) -> VisionInputs:
-    """RGB images → packed patches, one segment an image."""
-    frames = torch.stack([*map(partial(crop_image, cfg), images)])[:, None]
-    patches = pack_patches(frames, cfg.patch_size)
+    """RGB images → their pixels and patches, one segment an image."""
+    frames = torch.stack([*map(partial(crop_image, cfg), images)])
+    num, height, width, _ = frames.shape
+    offsets, row_stride = patch_offsets([(num, height, width)], cfg.patch_size)
     return VisionInputs(
-        patches=patches,
-        position_ids=torch.empty(len(patches), 0, dtype=torch.int64),
-        seq_lens=(len(patches) // len(frames),) * len(frames),
+        pixels=frames.flatten(),
+        patch_offsets=offsets,
+        row_stride=row_stride,
+        position_ids=torch.empty(len(offsets), 0, dtype=torch.int64),
+        cu_seqlens=cumulative([len(offsets) // num] * num),
         mean=cfg.mean,
         std=cfg.std,
     )

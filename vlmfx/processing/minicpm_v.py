@@ -17,8 +17,8 @@ from vlmfx.errors import CheckpointError, InvalidRequest, shown
 from vlmfx.models.minicpm_v import MiniCPMVConfig
 from vlmfx.models.siglip import table_places
 from vlmfx.models.validate import PREPROCESSOR, one_of, positive_int, refuse, supported, three_numbers
-from vlmfx.models.vision_inputs import VisionInputs, concat
-from vlmfx.ops.patches import pack_patches
+from vlmfx.models.vision_inputs import VisionInputs, concat, cumulative
+from vlmfx.ops.pack_patches import patch_offsets
 from vlmfx.processing.embeds import integer_table, joined, rows_of
 from vlmfx.processing.images import FIELD
 from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, check_count, check_ratio, plain_positions
@@ -117,10 +117,17 @@ def _image_inputs(cfg: MiniCPMVProcessing, image: Image.Image) -> VisionInputs:
 
 
 def _segment(cfg: MiniCPMVProcessing, pixels: Tensor) -> VisionInputs:
-    patches = pack_patches(pixels[None, None], cfg.patch_size)
-    height, width = (side // cfg.patch_size for side in pixels.shape[:2])
-    ids = patch_positions(height, width, cfg.table_side)
-    return VisionInputs(patches=patches, position_ids=ids, seq_lens=(len(patches),), mean=cfg.mean, std=cfg.std)
+    height, width, _ = pixels.shape
+    offsets, row_stride = patch_offsets([(1, height, width)], cfg.patch_size)
+    return VisionInputs(
+        pixels=pixels.flatten(),
+        patch_offsets=offsets,
+        row_stride=row_stride,
+        position_ids=patch_positions(height // cfg.patch_size, width // cfg.patch_size, cfg.table_side),
+        cu_seqlens=cumulative([len(offsets)]),
+        mean=cfg.mean,
+        std=cfg.std,
+    )
 
 
 def patch_positions(height: int, width: int, table_side: int) -> Tensor:

@@ -19,8 +19,7 @@ from torch import Tensor
 from vlmfx.errors import CheckpointError, InvalidRequest
 from vlmfx.models.phi3_v import Phi3VConfig
 from vlmfx.models.validate import PREPROCESSOR, positive_int, supported, token_id
-from vlmfx.models.vision_inputs import VisionInputs, concat
-from vlmfx.ops.patches import pack_patches
+from vlmfx.models.vision_inputs import VisionInputs, concat, cumulative
 from vlmfx.processing.embeds import rows_of
 from vlmfx.processing.inputs import (
     Expanded,
@@ -132,12 +131,13 @@ def _image_inputs(cfg: Phi3VProcessing, image: Image.Image) -> VisionInputs:
     whole = F.interpolate(pixels[None], (cfg.crop_size, cfg.crop_size), mode="bicubic", align_corners=False)
     rows, columns = (side // cfg.crop_size for side in pixels.shape[1:])
     crops = pixels.view(3, rows, cfg.crop_size, columns, cfg.crop_size).permute(1, 3, 0, 2, 4).flatten(0, 1)
-    views = torch.cat((whole, crops)).permute(0, 2, 3, 1)
-    patches = pack_patches(views[:, None], cfg.patch_size)
+    views, side = torch.cat((whole, crops)), cfg.crop_size // cfg.patch_size
+    blocks = views.view(-1, 3, side, cfg.patch_size, side, cfg.patch_size).permute(0, 2, 4, 1, 3, 5)
+    patches = blocks.reshape(len(views) * side**2, -1)
     return VisionInputs(
-        patches=patches,
+        pixels=patches,
         position_ids=torch.empty(len(patches), 0, dtype=torch.int64),
-        seq_lens=(len(patches) // len(views),) * len(views),
+        cu_seqlens=cumulative([side**2] * len(views)),
         mean=cfg.mean,
         std=cfg.std,
         row_index=row_index(cfg.crop_side, rows, columns),

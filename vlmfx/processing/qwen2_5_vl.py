@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmfx.models.qwen2_5_vl import Qwen25VLConfig
-from vlmfx.models.vision_inputs import VisionInputs, concat
+from vlmfx.models.vision_inputs import VisionInputs, concat, cumulative
 from vlmfx.processing import qwen2_vl
 from vlmfx.processing.inputs import Layouts, MediaLayout
 from vlmfx.processing.qwen2_vl import PLACEHOLDERS, REQUEST_SETTINGS, embed_inputs, expand, layout, request_config
@@ -70,12 +70,12 @@ def frame_times(item: MediaLayout) -> Tensor:
 
 
 def vision_inputs(cfg: Qwen25VLProcessing, images: Iterable[Image.Image]) -> VisionInputs:
-    """RGB images → packed patches, window by window, one segment an image."""
+    """RGB images → their pixels and patches, window by window, one segment an image."""
     return concat([in_windows(cfg, inputs) for inputs in map(partial(qwen2_vl.image_inputs, cfg), images)])
 
 
 def video_inputs(cfg: Qwen25VLProcessing, plan: VideoPlan, frames: Iterable[Image.Image]) -> VisionInputs:
-    """A video's RGB frames → packed patches, window by window, one segment a temporal patch."""
+    """A video's RGB frames → their pixels and patches, window by window, one segment a temporal patch."""
     return in_windows(cfg, qwen2_vl.video_inputs(cfg, plan, frames))
 
 
@@ -85,17 +85,19 @@ def in_windows(cfg: Qwen25VLProcessing, inputs: VisionInputs) -> VisionInputs:
     Merged patches stay whole, and row_index says where in the new order each of the old is."""
     block = cfg.merge_size**2
     rows, cols = (inputs.position_ids[::block] // (cfg.merge_size * cfg.window)).unbind(1)
-    frames = torch.arange(len(inputs.seq_lens)).repeat_interleave(len(rows) // len(inputs.seq_lens))
+    frames = torch.arange(inputs.num_segments).repeat_interleave(len(rows) // inputs.num_segments)
     window = (frames * (rows.max() + 1) + rows) * (cols.max() + 1) + cols
     order = window.argsort(stable=True)
+
+    assert inputs.patch_offsets is not None, "pixels of images come as they are"
 
     def arranged(values: Tensor) -> Tensor:
         return values.unflatten(0, (-1, block))[order].flatten(0, 1)
 
     return replace(
         inputs,
-        patches=arranged(inputs.patches),
+        patch_offsets=arranged(inputs.patch_offsets),  # row_stride is the same for all
         position_ids=arranged(inputs.position_ids),
-        window_lens=tuple((window.bincount() * block).tolist()),
+        cu_window_seqlens=cumulative((window.bincount() * block).tolist()),
         row_index=order.argsort(),
     )

@@ -17,8 +17,8 @@ from torch import Tensor
 from vlmfx.errors import InvalidRequest, shown
 from vlmfx.models.qwen2_vl import Qwen2VLConfig
 from vlmfx.models.validate import PREPROCESSOR, positive_int, refuse, section, supported
-from vlmfx.models.vision_inputs import VisionInputs, concat
-from vlmfx.ops.patches import pack_patches
+from vlmfx.models.vision_inputs import VisionInputs, concat, cumulative
+from vlmfx.ops.pack_patches import by_block, patch_offsets
 from vlmfx.processing.embeds import integer_table, joined, rows_of
 from vlmfx.processing.images import FIELD, MAX_PIXELS
 from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, check_ratio, expand_tokens
@@ -171,18 +171,18 @@ def layout_of_grid(cfg: Qwen2VLProcessing, grid_thw: tuple[int, int, int]) -> Me
 
 
 def vision_inputs(cfg: Qwen2VLProcessing, images: Iterable[Image.Image]) -> VisionInputs:
-    """RGB images → packed patches, one segment an image; a still image fills its temporal patch with copies."""
+    """RGB images → their pixels and patches, one segment an image; a still image fills its temporal patch with copies."""
     return concat([*map(partial(image_inputs, cfg), images)])
 
 
 def image_inputs(cfg: Qwen2VLProcessing, image: Image.Image) -> VisionInputs:
     """`vision_inputs` of one image."""
     pixels = resize(image, *smart_resize(cfg, image.height, image.width), cfg.resample)
-    return _inputs(cfg, pixels.expand(1, cfg.temporal_patch_size, *pixels.shape))
+    return _inputs(cfg, pixels[None])
 
 
 def video_inputs(cfg: Qwen2VLProcessing, plan: VideoPlan, frames: Iterable[Image.Image]) -> VisionInputs:
-    """A video's RGB frames → packed patches, one segment a temporal patch; the last frame is repeated to fill the last of them."""
+    """A video's RGB frames → their pixels and patches, one segment a temporal patch; the last frame fills the last of them."""
     return inputs_of_frames(cfg, plan, frames, frame_size(cfg, plan))
 
 
@@ -190,29 +190,35 @@ def inputs_of_frames(
     cfg: Qwen2VLProcessing, plan: VideoPlan, frames: Iterable[Image.Image], size: tuple[int, int]
 ) -> VisionInputs:
     """`video_inputs` with frames resized to (height, width)."""
-    length = cfg.temporal_patch_size
-    pixels = torch.empty(-(-plan.num_frames // length) * length, *size, 3, dtype=torch.uint8)
+    pixels = torch.empty(plan.num_frames, *size, 3, dtype=torch.uint8)
     for i, frame in enumerate(frames):
         pixels[i] = resize(frame, *size, cfg.resample)
-    pixels[plan.num_frames :] = pixels[plan.num_frames - 1]
-    return _inputs(cfg, pixels.unflatten(0, (-1, length)))
+    return _inputs(cfg, pixels)
 
 
 def _inputs(cfg: Qwen2VLProcessing, frames: Tensor) -> VisionInputs:
-    """frames (n, T, height, width, 3) uint8, already resized → their patches, n segments."""
-    n, _, *size, _ = frames.shape
-    patches = pack_patches(frames, cfg.patch_size, cfg.merge_size)
-    ids = patch_positions(size[0] // cfg.patch_size, size[1] // cfg.patch_size, cfg.merge_size)
+    """frames (n, height, width, 3) uint8 of one image or video, already resized → their patches, a segment for each T frames."""
+    num_frames, height, width, _ = frames.shape
+    offsets, row_stride = patch_offsets(
+        [(num_frames, height, width)], cfg.patch_size, cfg.temporal_patch_size, cfg.merge_size
+    )
+    ids = patch_positions(height // cfg.patch_size, width // cfg.patch_size, cfg.merge_size)
+    num_segments = len(offsets) // len(ids)
     return VisionInputs(
-        patches=patches, position_ids=ids.repeat(n, 1), seq_lens=(len(ids),) * n, mean=cfg.mean, std=cfg.std
+        pixels=frames.flatten(),
+        patch_offsets=offsets,
+        row_stride=row_stride,
+        position_ids=ids.repeat(num_segments, 1),
+        cu_seqlens=cumulative([len(ids)] * num_segments),
+        mean=cfg.mean,
+        std=cfg.std,
     )
 
 
 def patch_positions(height: int, width: int, merge_size: int) -> Tensor:
     """(height·width, 2) int64 row and column of each patch, in merge-block order."""
     rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    grid = torch.stack((rows, cols), -1)
-    return pack_patches(grid[None, None], 1, merge_size)
+    return by_block(torch.stack((rows, cols), -1), merge_size)
 
 
 def embed_inputs(cfg: Qwen2VLProcessing, value: Any) -> tuple[Tensor, list[MediaLayout]]:
