@@ -274,7 +274,6 @@ def _attentions(pack: Callable[[Args], Packed]) -> list[Rival]:
         rival("SDPA math", partial(_sdpa, "MATH", False), is_weak=True),
         rival("SDPA by segment", partial(_sdpa_by_segment, False)),
         rival("flash varlen", _flash_varlen),
-        rival("jagged SDPA cuDNN", partial(_jagged, "CUDNN_ATTENTION")),
         rival("jagged SDPA flash", partial(_jagged, "FLASH_ATTENTION"), is_weak=True),
         rival("FlexAttention", _flex, is_compiled=True),
     ]

@@ -93,7 +93,7 @@ def test_transformers_makes_the_same_inputs_and_greedy_tokens(llm):
         assert output.prompt_token_ids == ids[0].tolist()
         vision = prepare(llm.model.processor, prompt).vision
         assert vision is not None
-        patches = vision.patches(model.config.vision.patch_size, torch.float32)
+        patches = vision.patches(llm.model.config.vision.patch_size, torch.float32)
         torch.testing.assert_close(patches, pixels["pixel_values"], rtol=0, atol=1e-5)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
         if takes_types:

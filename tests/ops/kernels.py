@@ -33,7 +33,7 @@ class Kernel:
         moved = [a.to(self.device) if isinstance(a, Tensor) else a for a in args]
         out = self.run(*moved)
         for mine, theirs in zip(args, moved, strict=True):
-            if isinstance(mine, Tensor):
+            if isinstance(mine, Tensor) and 0 not in mine.stride():  # an expanded one is not written to
                 mine.copy_(theirs)
         if isinstance(out, (tuple, list)):
             return tuple(o.cpu() for o in out)

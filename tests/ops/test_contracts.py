@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -25,7 +25,7 @@ MODULES = [
 OPS: list[Op] = [m.OP for m in MODULES if hasattr(m, "OP")]
 TESTS: dict[str, Any] = {op.name: importlib.import_module(f"tests.ops.test_{op.name}") for op in OPS}
 EACH_OP = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
-FEW = settings(max_examples=4)
+FEW = settings(max_examples=4, suppress_health_check=[HealthCheck.filter_too_much])
 HAS_COMPILER = torch.__version__ >= "2.11"  # what DESIGN promises for compile and export
 
 
@@ -68,7 +68,9 @@ def test_there_is_a_kernel_here(op):
 @given(data=st.data())
 def test_opcheck(op, data):
     case = data.draw(TESTS[op.name].cases())
-    assume(not any(t.isnan().any() for t in flat(op.overload(*cloned(case)))))  # which opcheck takes for a difference
+    # What opcheck takes for a difference, and what it cannot copy.
+    assume(not any(t.isnan().any() for t in flat(op.overload(*cloned(case)))))
+    assume(all(t.numel() for t in tensors(case)))
     torch.library.opcheck(op.overload, case)
 
 
@@ -121,13 +123,13 @@ def test_the_gradient_is_the_references(op, data):
     floats = [case[i].clone().requires_grad_() for i in at]
     expected_value = total(op.reference)(*floats)
     if not expected_value.requires_grad:
-        pytest.skip(f"{op.name} returns integers, which have no gradient")
+        pytest.skip(f"{op.name} takes or returns integers, which have no gradient")
     expected = torch.autograd.grad(expected_value, floats, allow_unused=True, materialize_grads=True)
     for fn in (op.overload, op):
         got = torch.autograd.grad(total(fn)(*floats), floats, allow_unused=True, materialize_grads=True)
         for mine, right in zip(got, expected, strict=True):
             is_reference = fn is op.overload and op.with_grad is op.reference
-            tolerance = 0.0 if is_reference else 10 * op.tolerance[right.dtype]
+            tolerance = 0.0 if is_reference else 10 * op.tolerance.get(right.dtype, 0.0)
             torch.testing.assert_close(mine, right, atol=tolerance, rtol=tolerance, equal_nan=True)
     mine, right = (
         torch.func.grad(total(fn), argnums=tuple(range(len(at))))(*[f.detach() for f in floats])

@@ -21,7 +21,7 @@ from vlmfx.ops.rotary import OP, RotaryTable, inverse_frequencies, reference, ro
 MUTANTS = [
     Mutant("triton/rotary.py", "(cols < HALF)\n", "(cols < HALF - 1)\n"),
     Mutant("triton/rotary.py", "token * TOKEN_STRIDE", "token * (NUM_HEADS * 2 * HALF)"),
-    Mutant("triton/rotary.py", "(a * c - b * s)", "(a * c + b * s)"),
+    Mutant("triton/rotary.py", "tl.fma(a, c, -(b * s))", "tl.fma(a, c, b * s)"),
     Mutant("triton/rotary.py", "tl.program_id(1) * HEADS + tl.arange(0, HEADS)", "tl.arange(0, HEADS)"),
     Mutant("triton/rotary.py", "at = token * (2 * HALF) + HALF + cols", "at = token * (2 * HALF) + cols"),
 ]

@@ -34,6 +34,7 @@ def fused(
     """Attention of each segment to itself, padding rows zero; k and v have as many heads as q.
 
     Runs of segments of equal lengths share one call: a batch of images of one size, or a training batch, is a single one."""
+    # Beside zeros an empty part of q, so that where all is zero, too, the result has a gradient.
     outputs, at_q, at_k = [], starts_q[0], starts_k[0]
     lengths = zip((b - a for a, b in pairwise(starts_q)), (b - a for a, b in pairwise(starts_k)), strict=True)
     for (num_q, num_k), run in groupby(lengths):
@@ -45,10 +46,10 @@ def fused(
             out = F.scaled_dot_product_attention(queries, keys, values, is_causal=is_causal, scale=scale)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         else:
-            outputs.append(q.new_zeros((end_q - at_q, *q.shape[1:])))
+            outputs += [q[:0], q.new_zeros((end_q - at_q, *q.shape[1:]))]
         at_q, at_k = end_q, end_k
     if at_q < len(q) or not outputs:
-        outputs.append(q.new_zeros((len(q) - at_q, *q.shape[1:])))
+        outputs += [q[:0], q.new_zeros((len(q) - at_q, *q.shape[1:]))]
     return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs)
 
 

@@ -72,4 +72,5 @@ def turned(at, inside, c, s, HALF: tl.constexpr):
     first = tl.load(at, mask=inside, other=0.0)
     second = tl.load(at + HALF, mask=inside, other=0.0)
     a, b = first.to(tl.float32), second.to(tl.float32)
-    return (a * c - b * s).to(first.dtype), (b * c + a * s).to(second.dtype)
+    # Said which product is rounded, as compilers choose: a head's bits must not depend on how many there are.
+    return tl.fma(a, c, -(b * s)).to(first.dtype), tl.fma(b, c, a * s).to(second.dtype)
