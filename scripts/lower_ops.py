@@ -55,6 +55,7 @@ class Usage(NamedTuple):
     registers: int
     shared: int
     spilled: int
+    is_serialized: bool  # Hopper's matrix instructions wait for each other
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ def _usage(index: int) -> Usage | str:
         return f"{type(error).__name__}: {str(error).strip() or log.getvalue()[-2000:]}"
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", log.getvalue())]
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", log.getvalue())]
-    return Usage(metadata.num_warps, metadata.num_stages, max(registers), metadata.shared, sum(spilled))
+    is_serialized = "wgmma.mma_async instructions are serialized" in log.getvalue()
+    return Usage(metadata.num_warps, metadata.num_stages, max(registers), metadata.shared, sum(spilled), is_serialized)
 
 
 def faults(found: Sequence[Need], used: Mapping[Launch, Usage | str]) -> list[str]:
@@ -156,6 +158,8 @@ def faults(found: Sequence[Need], used: Mapping[Launch, Usage | str]) -> list[st
                 fault = f"does not compile: {usage}"
             elif usage.spilled:
                 fault = f"spills {usage.spilled} bytes at {usage.registers} registers."
+            elif usage.is_serialized:
+                fault = f"has matrix instructions that wait for each other, at {usage.registers} registers."
             elif usage.shared > MAX_SHARED[architecture]:
                 fault = f"asks for {usage.shared} bytes of shared memory of {MAX_SHARED[architecture]}."
             if fault:
@@ -171,7 +175,7 @@ def rows(found: Sequence[Need], used: Mapping[Launch, Usage | str]) -> list[str]
         compiled = [usage for usage in by_architecture if isinstance(usage, Usage)]
         if len(compiled) == len(by_architecture):
             values = [" / ".join(dict.fromkeys(map(str, column))) for column in zip(*compiled, strict=True)]
-            lines[f"| {need.kernel} | {need.case} | {' | '.join(values[:-1])} |"] = None
+            lines[f"| {need.kernel} | {need.case} | {' | '.join(values[:4])} |"] = None
     return list(lines)
 
 

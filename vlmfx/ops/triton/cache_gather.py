@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmfx.ops.triton.cache_write import row_of, tile_of
 
-SEARCHED = 128  # sequences a step of the count
+SEARCHED = 32  # sequences a step of the count
 
 
 def cache_gather(
@@ -25,11 +25,11 @@ def cache_gather(
     shape = (num_tokens, kv_heads, head_dim)
     k, v = (torch.empty(shape, dtype=k_cache.dtype, device=k_cache.device) for _ in range(2))
     if k.numel():
-        num_rows, cols, warps = tile_of(num_tokens * kv_heads, head_dim)
+        num_rows, cols, warps = tile_of(head_dim)
         _kernel[(triton.cdiv(num_tokens * kv_heads, num_rows),)](
             k_cache, v_cache, block_table.contiguous(), cu_seqlens.contiguous(), k, v, num_tokens * kv_heads, num_blocks,
             *block_table.shape, kv_heads, block_size, head_dim,
-            ROWS=num_rows, COLS=cols, SEQS=min(triton.next_power_of_2(max(len(block_table), 1)), SEARCHED), num_warps=warps,
+            ROWS=num_rows, COLS=cols, SEQS=SEARCHED, num_warps=warps,
         )  # fmt: skip
     return k, v
 

@@ -19,7 +19,7 @@ def cache_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_map
     k, v = by_token(k), by_token(v)
     tokens, kv_heads, head_dim = k.shape
     if k.numel():
-        num_rows, cols, warps = tile_of(tokens * kv_heads, head_dim)
+        num_rows, cols, warps = tile_of(head_dim)
         _kernel[(triton.cdiv(tokens * kv_heads, num_rows),)](
             k, v, k_cache, v_cache, slot_mapping.contiguous(), tokens * kv_heads, k_cache.shape[0],
             *k.stride()[:2], *v.stride()[:2], kv_heads, k_cache.shape[2], head_dim,
@@ -27,10 +27,10 @@ def cache_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_map
         )  # fmt: skip
 
 
-def tile_of(rows: int, width: int) -> tuple[int, int, int]:
-    """Rows a program, their width rounded up, warps."""
+def tile_of(width: int) -> tuple[int, int, int]:
+    """Rows a program, their width rounded up, warps: of the width alone, so that a batch of another size compiles nothing."""
     cols = triton.next_power_of_2(width)
-    num_rows = min(triton.next_power_of_2(rows), max(ELEMENTS // cols, 1))
+    num_rows = max(ELEMENTS // cols, 1)
     return num_rows, cols, min(max(num_rows * cols // 512, 1), 8)
 
 

@@ -70,6 +70,12 @@ def is_hopper() -> bool:
     return not knobs.runtime.interpret and driver.active.get_current_target().arch == 90
 
 
+def tail_stages(num_stages: int, dtype: torch.dtype) -> int:
+    """Stages of the loops beside a kernel's longest. On Hopper a second pipelined loop with products makes ptxas let those of both wait
+    for each other (its warning C7515), so there the others have one stage; elsewhere, and in float32, more take fewer registers."""
+    return 1 if is_hopper() and dtype != torch.float32 else num_stages
+
+
 def side_by_side(x: Tensor) -> Tensor:
     """x, copied unless the elements of its last axis lie side by side."""
     return x if x.stride(-1) == 1 else x.contiguous()

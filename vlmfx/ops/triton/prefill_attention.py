@@ -15,7 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vlmfx.ops.triton.flash import LOG2_E, attend, config, find_segment, load, parts, side_by_side, start, store
+from vlmfx.ops.triton.flash import (
+    LOG2_E,
+    attend,
+    config,
+    find_segment,
+    load,
+    parts,
+    side_by_side,
+    start,
+    store,
+    tail_stages,
+)
+
+
+SPLIT = False
 
 
 def prefill_attention(
@@ -37,6 +51,8 @@ def prefill_attention(
     num_segments = len(cu_seqlens) - 1
     block_m, block_n, num_warps, num_stages = config(q, num_segments)
     low, high = parts(head_dim)
+    tails = tail_stages(num_stages, q.dtype)
+    is_split = SPLIT or tails > 1
     num_tiles = num_rows // block_m + num_segments + 1
     num_blocks, block_size, max_blocks, table_row = 0, 1, 0, 0
     if k_cache is not None and block_table is not None and prefix_lens is not None:
@@ -50,7 +66,8 @@ def prefill_attention(
             NUM_HEADS=num_heads, NUM_KV_HEADS=k.shape[1], HEAD_DIM=head_dim, LO=low, HI=high,
             Q_ROW=q.stride(0), Q_HEAD=q.stride(1), K_ROW=k.stride(0), K_HEAD=k.stride(1), V_ROW=v.stride(0), V_HEAD=v.stride(1),
             BLOCK_SIZE=block_size, HAS_PREFIX=k_cache is not None, HAS_WINDOW=window > 0,
-            BLOCK_M=block_m, BLOCK_N=block_n, NUM_STAGES=num_stages, num_warps=num_warps, num_stages=num_stages,
+            BLOCK_M=block_m, BLOCK_N=block_n, NUM_STAGES=num_stages, TAIL_STAGES=tails,
+            IS_SPLIT=is_split, num_warps=num_warps, num_stages=num_stages,
         )  # fmt: skip
     return out
 
@@ -64,7 +81,7 @@ def _cached(
     """The state after cached tokens begin..end, for rows at `position` (rows,); without IS_MASKED, these are full tiles."""
     keys = tl.arange(0, BLOCK_N)
     # Keys wait for block numbers, which takes up stages: with these, as many tiles are on their way as in a loop without a table.
-    for n in tl.range(begin, end, BLOCK_N, num_stages=2 * NUM_STAGES - 1):
+    for n in tl.range(begin, end, BLOCK_N, num_stages=2 * NUM_STAGES - 1 if NUM_STAGES > 1 else 1):
         key = n + keys
         known = None
         seen = None
@@ -89,11 +106,11 @@ def _cached(
 def _new(
     state, queries, k, v, begin, end, position, window, scale,
     K_ROW: tl.constexpr, V_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr,
-    BLOCK_N: tl.constexpr, IS_MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr, IS_MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
 ):  # fmt: skip
     """The state after new tokens begin..end, for rows that are tokens `position` (rows,); without IS_MASKED, each sees all."""
     keys = tl.arange(0, BLOCK_N)
-    for n in range(begin, end, BLOCK_N):
+    for n in tl.range(begin, end, BLOCK_N, num_stages=NUM_STAGES):
         key = n + keys
         known = None
         seen = None
@@ -118,7 +135,7 @@ def _kernel(
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr,
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr, K_ROW: tl.constexpr, K_HEAD: tl.constexpr, V_ROW: tl.constexpr, V_HEAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, HAS_PREFIX: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr, TAIL_STAGES: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) % NUM_HEADS
     kv_head = head // (NUM_HEADS // NUM_KV_HEADS)
@@ -144,23 +161,25 @@ def _kernel(
             )  # fmt: skip
         state = _cached(
             state, queries, k_cache, v_cache, table, num_blocks, max_blocks, kv_head, masked, prefix, prefix + position, window,
-            scale, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, LO, HI, BLOCK_N, NUM_STAGES, True, HAS_WINDOW,
+            scale, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, LO, HI, BLOCK_N, TAIL_STAGES, True, HAS_WINDOW,
         )  # fmt: skip
     k += begin.to(tl.int64) * K_ROW + kv_head * K_HEAD
     v += begin.to(tl.int64) * V_ROW + kv_head * V_HEAD
     # Padding rows see nothing.
     end = tl.where(segment < num_segments, tl.minimum(first + BLOCK_M, length), 0)
+    masked = 0
     if HAS_WINDOW:
         masked = tl.maximum(first - window + 1, 0)
-    else:
+    elif IS_SPLIT and not (HAS_PREFIX and TAIL_STAGES == 1):
         masked = tl.minimum(first, end)
         state = _new(
             state, queries, k, v, 0, masked, None, window, scale,
-            K_ROW, V_ROW, HEAD_DIM, LO, HI, BLOCK_N, False, False,
+            K_ROW, V_ROW, HEAD_DIM, LO, HI, BLOCK_N, NUM_STAGES, False, False,
         )  # fmt: skip
+    NEW_STAGES: tl.constexpr = TAIL_STAGES if (HAS_PREFIX or IS_SPLIT) and not HAS_WINDOW else NUM_STAGES
     state = _new(
         state, queries, k, v, masked, end, position, window, scale,
-        K_ROW, V_ROW, HEAD_DIM, LO, HI, BLOCK_N, True, HAS_WINDOW,
+        K_ROW, V_ROW, HEAD_DIM, LO, HI, BLOCK_N, NEW_STAGES, True, HAS_WINDOW,
     )  # fmt: skip
     out += (row * NUM_HEADS + head) * HEAD_DIM
     store(state, out, rows * NUM_HEADS * HEAD_DIM, position < length, HEAD_DIM, LO, HI)

@@ -34,12 +34,10 @@ def rows_of(x: Tensor) -> Rows:
     width = x.shape[-1]
     if not x.numel():
         return Rows(x, 0, 1, width, 0)
-    axes: list[tuple[int, int]] = []
-    for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
-        if axes and axes[-1][1] == size * stride:
-            axes[-1] = (axes[-1][0] * size, stride)
-        elif size != 1:
-            axes.append((size, stride))
+    shape = list(zip(x.shape[:-1], x.stride()[:-1], strict=True))
+    axes = _merged(shape)
+    if len(axes) > 2:
+        axes = _merged([(size, stride) for size, stride in shape if size != 1])
     if len(axes) > 2 or (x.stride(-1) != 1 and width > 1):
         return Rows(x.contiguous(), x.numel() // width, 1, width, 0)
     if len(axes) == 2:
@@ -47,6 +45,17 @@ def rows_of(x: Tensor) -> Rows:
         return Rows(x, outer * inner, inner, outer_stride, inner_stride)
     num, stride = axes[0] if axes else (1, width)
     return Rows(x, num, 1, stride, 0)
+
+
+def _merged(axes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(size, stride) of axes, outer ones first, as few as reach the same; an axis of one row stays, whose constants are those of more."""
+    merged: list[tuple[int, int]] = []
+    for size, stride in axes:
+        if merged and merged[-1][1] == size * stride:
+            merged[-1] = (merged[-1][0] * size, stride)
+        else:
+            merged.append((size, stride))
+    return merged
 
 
 def tile_of(width: int) -> tuple[int, int, int]:

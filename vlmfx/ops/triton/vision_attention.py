@@ -13,7 +13,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vlmfx.ops.triton.flash import LOG2_E, attend, config, find_segment, load, parts, side_by_side, start, store
+from vlmfx.ops.triton.flash import (
+    LOG2_E,
+    attend,
+    config,
+    find_segment,
+    load,
+    parts,
+    side_by_side,
+    start,
+    store,
+    tail_stages,
+)
 
 
 def vision_attention(
@@ -32,7 +43,7 @@ def vision_attention(
             q, k, v, out, cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), num_rows, num_segments, scale * LOG2_E,
             NUM_HEADS=num_heads, HEAD_DIM=head_dim, LO=low, HI=high,
             Q_ROW=q.stride(0), Q_HEAD=q.stride(1), K_ROW=k.stride(0), K_HEAD=k.stride(1), V_ROW=v.stride(0), V_HEAD=v.stride(1),
-            BLOCK_M=block_m, BLOCK_N=block_n, num_warps=num_warps, num_stages=num_stages,
+            BLOCK_M=block_m, BLOCK_N=block_n, TAIL_STAGES=tail_stages(num_stages, q.dtype), num_warps=num_warps, num_stages=num_stages,
         )  # fmt: skip
     return out
 
@@ -44,7 +55,7 @@ def _kernel(
     q, k, v, out, cu_seqlens_q, cu_seqlens_k, num_rows, num_segments, scale,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr,
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr, K_ROW: tl.constexpr, K_HEAD: tl.constexpr, V_ROW: tl.constexpr, V_HEAD: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_STAGES: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) % NUM_HEADS
     tile = tl.program_id(0) // NUM_HEADS
@@ -67,7 +78,7 @@ def _kernel(
         k_tile = load(k + tl.cast(n, tl.int64) * K_ROW, keys * K_ROW, None, HEAD_DIM, LO, HI)
         v_tile = load(v + tl.cast(n, tl.int64) * V_ROW, keys * V_ROW, None, HEAD_DIM, LO, HI)
         state = attend(state, queries, k_tile, v_tile, None, scale, HI)
-    for n in tl.range(full, num_keys, BLOCK_N):
+    for n in tl.range(full, num_keys, BLOCK_N, num_stages=TAIL_STAGES):  # one tile at most
         seen = n + keys < num_keys
         k_tile = load(k + tl.cast(n, tl.int64) * K_ROW, keys * K_ROW, seen, HEAD_DIM, LO, HI)
         v_tile = load(v + tl.cast(n, tl.int64) * V_ROW, keys * V_ROW, seen, HEAD_DIM, LO, HI)
