@@ -25,7 +25,7 @@ POINTS = 24  # of the curve between two rungs
 def draw_plan(plan: Plan) -> str:
     """The picture: for each program its rungs on one log axis, and above each size the share of its bucket that is padding."""
     programs = [program for program in UNITS if plan.rungs(program)]
-    axis = Axis(max(plan.rungs(program)[-1] for program in programs))
+    axis = Axis(max((plan.rungs(program)[-1] for program in programs), default=1))
     bottom = ROW * len(programs)
     parts = [part for i, program in enumerate(programs) for part in _chart(plan, program, ROW * i + TOP, axis)]
     legend = "filled: the share of a bucket that is padding"

@@ -99,6 +99,13 @@ def test_limits_that_are_wrong_are_told():
         plan_trace(requests(), patch_multiple=0)
 
 
+def test_a_trace_without_images_is_told_that_its_plan_has_none():
+    comparison = plan_trace([TraceRequest(num_tokens=20)])
+    assert comparison.plan.encode == ()
+    assert "no bucket for any" in str(comparison)
+    assert "no bucket for any" not in str(plan_trace(requests(9)))
+
+
 def test_the_table():
     trace = [TraceRequest(num_tokens=30, num_patches=96)] * 3 + [TraceRequest(num_tokens=20)]
     compile_s = {"encode": 5.0, "prefill": 4.0, "decode": 2.0}

@@ -22,6 +22,7 @@ def test_the_committed_picture_is_what_the_script_draws(name, picture):
     [
         default_plan(programs=EMBED),
         default_plan(programs=tuple(UNITS), max_num_seqs=2000),
+        Plan(max_segments=1, max_seqs=1),
         Plan(decode=(1,), max_segments=1, max_seqs=1),
         Plan(prefill=(7, 8, 900), max_segments=1, max_seqs=1),
     ],

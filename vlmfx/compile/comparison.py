@@ -46,6 +46,8 @@ class Comparison:
                 "A trace does not tell how many sequences decode together: decode has the default ladder, "
                 f"up to {self.plan.decode[-1]} (--max-num-seqs)."
             )
+        if not self.plan.encode:
+            lines.append("No request of the trace has images, so the plan has no bucket for any; add one that has.")
         return "\n".join(lines)
 
     def _total(self) -> tuple[str, ...]:
