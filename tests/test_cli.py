@@ -11,6 +11,7 @@ from tests.pictures import about, picture
 from tests.videos import container, noise
 from vlmfx import LLM, SamplingParams, __version__
 from vlmfx.cli import main
+from vlmfx.compile.buckets import Plan
 from vlmfx.engine.request import RequestMetrics
 
 
@@ -139,3 +140,56 @@ def test_settings_that_are_wrong_are_told(option, text, says, capsys):
 def test_speed_is_that_of_the_tokens_after_the_first(tokens, first, rest, says):
     metrics = RequestMetrics(prompt_tokens=3, output_tokens=tokens, time_to_first_token_s=first, decode_s=rest)
     assert metrics.speed == says
+
+
+@pytest.fixture
+def trace(tmp_path) -> str:
+    path = tmp_path / "requests.jsonl"
+    path.write_text(
+        '{"num_tokens": 300, "num_patches": 1024}\n{"num_tokens": 20, "max_tokens": 16}\n', encoding="utf-8"
+    )
+    return str(path)
+
+
+def test_plan_prints_a_table_and_writes_the_plan(trace, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    options = ["--max-graphs", "16", "--max-num-seqs", "8", "--weight", "encode=2", "--compile-seconds", "prefill=3"]
+    assert main(["plan", "--trace", trace, *options, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    plan = Plan.from_json(out.read_text(encoding="utf-8"))
+    assert (plan.encode, plan.decode, plan.max_graphs) == ((1024, 16384), (1, 2, 4, 8), 16)
+    assert "encode, patches: 1024 16384\n" in told
+    assert "(--max-num-seqs)" in told
+    assert f"{len(plan.prefill) * 3} s\n" in told
+
+
+def test_plan_takes_as_few_graphs_as_a_share_needs(trace, capsys):
+    assert main(["plan", "--trace", trace, "--max-padding", "0.2"]) == 0
+    assert "prefill, tokens: 32 304 8192\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--max-padding", "0.001"], "max_padding: 0.001 is not reached"),
+        (["--max-graphs", "3"], "max_graphs is 3, but the coarsest ladders have 9 rungs"),
+        (["--weight", "decode=1"], "weight: it is 'decode=1'; write encode=, prefill=, pool= and a number"),
+        (["--weight", "encode=nan"], "weight: it is 'encode=nan'"),
+        (["--compile-seconds", "encode"], "compile_seconds: it is 'encode'"),
+        (["--trace", "no/such.jsonl"], "trace: no/such.jsonl cannot be read"),
+        (["--out", "no/such/plan.json"], "out: no/such/plan.json cannot be written"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_told(trace, options, says, capsys):
+    assert main(["plan", "--trace", trace, *options]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_plan_names_the_bad_line_of_a_trace(trace, capsys):
+    with open(trace, "a", encoding="utf-8") as file:
+        file.write('{"tokens": 3}\n')
+    assert main(["plan", "--trace", trace]) == 1
+    assert "trace, line 3: num_tokens is missing" in capsys.readouterr().err

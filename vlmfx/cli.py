@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling(verb)
     _add_loading(verb)
     verb.set_defaults(run=talk)
+
+    verb = verbs.add_parser("plan", help="choose the sizes to compile that waste least on a trace of requests")
+    verb.add_argument(
+        "--trace", required=True, metavar="FILE", help="an object a line: num_tokens; num_patches, max_tokens if known"
+    )
+    verb.add_argument("--max-graphs", type=int, default=48, metavar="N", help="of all programs together (default 48)")
+    verb.add_argument(
+        "--max-padding",
+        type=float,
+        metavar="P",
+        help="as few graphs as keep padding to this share (0.1) of each program",
+    )
+    verb.add_argument("--max-num-seqs", type=int, default=128, help="that decode together (default 128)")
+    verb.add_argument("--max-num-batched-tokens", type=int, default=8192, help="of a prefill step (default 8192)")
+    verb.add_argument("--max-patches", type=int, default=16384, help="of an encode step (default 16384)")
+    verb.add_argument(
+        "--patch-multiple", type=int, default=4, help="patches come in so many (default 4, a merged patch)"
+    )
+    for option, says in (("--weight", "cost of a padded unit"), ("--compile-seconds", "seconds that a graph takes")):
+        verb.add_argument(option, action="append", default=[], metavar="PROGRAM=X", help=f"{says}; repeat for several")
+    verb.add_argument("-o", "--out", metavar="FILE", help="write the plan here, as JSON")
+    verb.set_defaults(run=plan)
 
     verb = verbs.add_parser("demo", help="ask the shipped model about a shipped picture")
     verb.set_defaults(run=demo)
@@ -253,6 +275,41 @@ def doctor(args: argparse.Namespace) -> int:
     from vlmfx.doctor import main
 
     return main(is_full=args.full, as_json=args.json)
+
+
+def plan(args: argparse.Namespace) -> int:
+    """`vlmfx plan`: the comparison of the plan with the default one; the plan in a file too."""
+    from vlmfx.compile.planner import COMPILE_S, WEIGHTS, plan_trace
+    from vlmfx.compile.trace import read_trace
+
+    names = "max_graphs", "max_padding", "max_num_seqs", "max_num_batched_tokens", "max_patches", "patch_multiple"
+    comparison = plan_trace(
+        read_trace(args.trace),
+        weights=WEIGHTS | _by_program("weight", args.weight, WEIGHTS),
+        compile_s=COMPILE_S | _by_program("compile_seconds", args.compile_seconds, COMPILE_S),
+        **{name: getattr(args, name) for name in names},
+    )
+    if args.out:
+        try:
+            Path(args.out).write_text(comparison.plan.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise InvalidRequest("out", f"{args.out} cannot be written ({error}); name another file.") from error
+    print(comparison)
+    return 0
+
+
+def _by_program(name: str, given: Sequence[str], programs: Collection[str]) -> dict[str, float]:
+    """The numbers of an option that is written PROGRAM=X."""
+    numbers = {}
+    for text in given:
+        program, _, number = text.partition("=")
+        try:
+            numbers[program] = float(number)
+        except ValueError:
+            numbers[program] = -1.0
+        if program not in programs or not 0 <= numbers[program] < 1e9:
+            raise InvalidRequest(name, f"it is {text!r}; write {'=, '.join(programs)}= and a number.", found=text)
+    return numbers
 
 
 def _prompt(args: argparse.Namespace, text: str | None) -> dict[str, Any]:

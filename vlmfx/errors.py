@@ -6,6 +6,7 @@ VlmfxError
 ├── InternalError       a request failed by a fault of ours
 ├── CheckpointError     a folder or hub id that cannot be loaded
 │   └── UnsupportedModel    its architecture is not one of ours
+├── PlanError           a plan of compiled sizes that is not sound, or a step that it has no bucket for
 ├── ShapeError          an op or model function was called with tensors that do not fit
 └── DeviceError         a device that is unknown or not present
 """
@@ -46,6 +47,10 @@ class CheckpointError(VlmfxError):
 
 class UnsupportedModel(CheckpointError):
     """The checkpoint's architecture is not implemented here."""
+
+
+class PlanError(VlmfxError):
+    """A plan that is not sound, or a step whose size it does not cover: nothing is compiled for it while serving."""
 
 
 class ShapeError(VlmfxError):
