@@ -19,7 +19,7 @@ from vlmfx.processing import qwen2_vl as processing
 from vlmfx.processing.inputs import MediaLayout, index_features
 
 IGNORED = -100
-KIND_WEIGHTS = {"objects": 52, "text": 28, "chart": 20}
+KIND_WEIGHTS = {"objects": 44, "text": 38, "chart": 18}
 PAIRS_SHARE = 0.1
 MANNERS = {"first": 0.8, "talk": 0.12, "last": 0.08}
 SMALLEST_CHART = 168

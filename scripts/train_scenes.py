@@ -188,6 +188,9 @@ def main() -> None:
     parser.add_argument("--replay", type=int, default=2, help="steps for each batch that is made")
     parser.add_argument("--replay-from", type=int, default=400, help="how many batches are kept for that")
     parser.add_argument("--init", type=Path, help="a checkpoint folder to start from")
+    parser.add_argument(
+        "--first-batch", type=int, default=0, help="number of the first batch: others than an earlier run drew"
+    )
     parser.add_argument("--eval-every", type=int, default=1000, metavar="STEPS")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -217,7 +220,7 @@ def main() -> None:
     batches = stream(
         str(folder / "tokenizer.json"),
         vision,
-        first_seed=step // args.replay,
+        first_seed=args.first_batch + step // args.replay,
         num_pictures=args.pictures,
         num_workers=args.workers,
     )

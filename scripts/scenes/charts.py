@@ -99,7 +99,8 @@ def draw_bars(
         head = round(bottom - value * unit)
         box = (round(middle - thick / 2), head, round(middle + thick / 2), bottom)
         pen.rectangle(box, fill=drawn(rng, colour))
-        bars.append(Bar(value, box))
+        column = (round(middle - pitch / 2), head, round(middle + pitch / 2), bottom + 4 + round(rise))
+        bars.append(Bar(value, box, column))
         pen.text((middle, bottom + 4 + rise), label, fill=ink, font=font, anchor="ms")
         glyphs += placed(font, label, middle - font.getlength(label) / 2, bottom + 4 + rise / 2)
         if printed:

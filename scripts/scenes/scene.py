@@ -46,10 +46,11 @@ class Glyph:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a chart; `box` as a thing's."""
+    """One bar of a chart; `box` as a thing's; `column` is the bar's share of the axis, from its head to below its label."""
 
     value: int
     box: tuple[int, int, int, int]
+    column: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
