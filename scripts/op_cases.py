@@ -337,6 +337,10 @@ def _prefill_attention() -> list[Case]:
         case("causal", [4096], 28, 4, 128, FP16, is_timed=False),
         case("causal", [4096], 28, 4, 128, FP32, is_timed=False),
         chunk([512] * 4, [4096] * 4, 28, 4, 128, FP32, is_timed=False),
+        *(case("causal", [300], heads, 4, width, is_timed=False) for heads, width in ((28, 128), (16, 80), (16, 64))),
+        *(case("causal", [4096], 16, 4, width, is_timed=False) for width in (64, 80)),
+        *(chunk([512] * 4, [4096] * 4, 16, 4, width, is_timed=False) for width in (64, 80)),
+        chunk([100], [4096], 28, 4, 128, is_timed=False),
     ]
 
 
@@ -376,6 +380,7 @@ def _paged_decode_attention() -> list[Case]:
         Case("8 × 4096 in a block each, 28/4 heads of 128 bf16", owned),
         case([4096] * 32, 28, 4, 128, FP16, is_timed=False),
         case([4096] * 32, 28, 4, 128, FP32, is_timed=False),
+        *(case([4096] * 32, 16, 4, width, is_timed=False) for width in (64, 80, 256)),
     ]
 
 

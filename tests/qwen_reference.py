@@ -191,7 +191,7 @@ def assert_equal_stages(
             ("projected", rows, torch.cat([made for _, made in theirs["vision"]]), 1e-4),
         ):
             assert got.shape == expected.shape, name
-            torch.testing.assert_close(got, expected, atol=atol, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(got, expected, atol=atol, rtol=1e-5, msg=f"{name} differs")
     with torch.no_grad():
         x, _, _ = runner.pack(model, [mine], [len(mine.token_ids)])
         logits = invariants.prompt_logits(model, mine)

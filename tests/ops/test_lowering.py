@@ -43,9 +43,10 @@ def test_every_case_is_as_the_page_says():
 @pytest.mark.parametrize(
     ("usage", "said"),
     [
-        (Usage(4, 3, 64, 1024, 0), None),
-        (Usage(4, 3, 255, 1024, 8), "spills 8 bytes at 255 registers"),
-        (Usage(4, 3, 64, MAX_SHARED[80] + 1, 0), "on sm_80) asks for 101377 bytes of shared memory of 101376"),
+        (Usage(4, 3, 64, 1024, 0, False), None),
+        (Usage(4, 3, 255, 1024, 8, False), "spills 8 bytes at 255 registers"),
+        (Usage(4, 3, 64, MAX_SHARED[80] + 1, 0, False), "on sm_80) asks for 101377 bytes of shared memory of 101376"),
+        (Usage(4, 3, 64, 1024, 0, True), "matrix instructions that wait for each other"),
         ("CompilationError: no", "does not compile: CompilationError: no"),
     ],
 )
@@ -56,7 +57,7 @@ def test_what_a_gpu_could_not_run_is_told(usage, said):
 
 
 def test_a_row_shows_both_architectures_where_they_differ():
-    used = {"for sm_80": Usage(4, 3, 64, 16, 0), "for sm_90": Usage(4, 3, 62, 16, 0)}
+    used = {"for sm_80": Usage(4, 3, 64, 16, 0, False), "for sm_90": Usage(4, 3, 62, 16, 0, False)}
     assert rows([NEED, NEED], used) == ["| rms_norm._kernel | 32×3584 bf16 | 4 | 3 | 64 / 62 | 16 |"]  # type: ignore[arg-type]
 
 

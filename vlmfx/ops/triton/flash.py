@@ -48,8 +48,8 @@ def config(q: Tensor, num_segments: int) -> Config:
     """For queries q (rows, heads, D) in num_segments segments, by what a launch may know: no lengths.
 
     Where segments are short, tiles are; and where tiles of 128 would be too few for a GPU. On Hopper a product's operands come out
-    of shared memory and leave registers for 128 keys; up to 80 wide, two programs of four warps fit an SM, and one multiplies while
-    the other exponentiates. Elsewhere operands take registers, and tiles are what these hold; nothing spills."""
+    of shared memory and leave registers for 128 keys; up to 80 wide, tiles of 64 keys let two programs fit an SM, and one multiplies
+    while the other exponentiates. Elsewhere operands take registers, and tiles are what these hold; nothing spills."""
     rows, heads, head_dim = q.shape
     is_short = rows <= SHORT * max(num_segments, 1) or rows * heads <= FEW_ROWS
     if q.dtype == torch.float32:
@@ -59,7 +59,7 @@ def config(q: Tensor, num_segments: int) -> Config:
     if is_hopper():
         if is_short:
             return Config(64, 64, 4, 3)
-        return Config(128, 64, 4, 3) if head_dim <= 80 else Config(128, 128, 8, 3)
+        return Config(128, 64, 8, 3) if head_dim <= 80 else Config(128, 128, 8, 3)
     if is_short:
         return Config(64, 64, 4, 4) if head_dim <= 80 else Config(64, 32, 4, 3)
     return Config(128, 64, 8, 2) if head_dim <= 80 else Config(128, 32, 8, 3)

@@ -36,11 +36,11 @@ class Config(NamedTuple):
 
 
 def config(head_dim: int, dtype: torch.dtype) -> Config:
-    """Keys and values of a tile are 16 KB each at most, and two tiles are in shared memory: three programs fit an SM that has 228 KB,
-    and one an SM of 100 KB. float32 has no tensor cores; fewer warps would not hold its operands in registers."""
+    """Keys and values of a tile are 16 KB each, and two tiles are in shared memory: three programs fit an SM that has 228 KB, and one
+    an SM of 100 KB. float32 has no tensor cores; fewer warps would not hold its operands in registers."""
     if dtype == torch.float32:
         return Config(TILE // 2, 8, 2)
-    return Config(2 * TILE if head_dim <= 64 else TILE, 4, 3)
+    return Config(2 * TILE if head_dim <= 64 else TILE if head_dim <= 128 else TILE // 2, 4, 3)
 
 
 def paged_decode_attention(
