@@ -35,7 +35,7 @@ FEW = settings(
 )
 @pytest.mark.parametrize(("module", "mutant"), MUTANTS)
 def test_a_mutant_is_noticed(module: Any, mutant: Mutant, tmp_path: Path):
-    kernel = mutant.load(tmp_path, module.OP.name)
+    kernel = mutant.load(tmp_path, module.OP)
 
     @FEW
     @given(case=getattr(module, "telling_cases", module.cases)())
