@@ -75,18 +75,24 @@ def cases(draw: st.DrawFn) -> Args:
 
 
 @st.composite
-def telling_cases(draw: st.DrawFn) -> Args:
-    """Hot rows of several chunks with ties, of which a filter cuts a part: where one token too many moves the draw."""
+def hot_cases(draw: st.DrawFn) -> Args:
+    """Hot rows of several chunks with ties, of which a filter cuts a part: where one token too many moves the draw. Or greedy ones."""
     x = normal(draw(SEEDS), 2, draw(st.sampled_from([130, 200])))
     grid = draw(st.sampled_from([None, 0.5, 2.0]))
     logits = x if grid is None else (x / grid).round() * grid
-    top_k, top_p = draw(st.sampled_from([(0, 0.9), (0, 0.5), (100, 1.0), (100, 0.7), (0, 1.0)]))
+    top_k, top_p = draw(st.sampled_from([(0, 0.9), (0, 0.5), (100, 1.0), (100, 0.7), (70, 1.0)]))
+    degrees = draw(st.sampled_from([30.0, 30.0, 30.0, 0.0]))
     seed = torch.tensor([draw(SEEDS), draw(SEEDS)])
-    floats = (torch.full((2,), value) for value in (30.0, top_p, 0.0))
+    floats = (torch.full((2,), value) for value in (degrees, top_p, 0.0))
     temperature, share, least = floats
     limit = torch.full((2,), top_k, dtype=torch.int32)
     index = draw(st.integers(0, 1))
     return logits, temperature, limit, share, least, seed, torch.tensor([[index, 5], [index, 6]])
+
+
+def telling_cases() -> st.SearchStrategy[Args]:
+    """Hot and greedy rows, and now and then any, for what only one without a distribution tells."""
+    return st.integers(0, 3).flatmap(lambda i: hot_cases() if i else cases())
 
 
 def row_of(
