@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.ops.device_asserts import device_asserts
 from tests.ops.kernels import IS_INTERPRETED, Kernel, Mutant, assert_equal, kernels_of
-from tests.ops.packed_cases import HEAD_DIMS, assert_same, heads, int32, starts_of
+from tests.ops.packed_cases import HEAD_DIMS, assert_same, heads, int32, starts_of, tiny
 from tests.ops.shared_mutants import SharedMutant
 from tests.strategies import DTYPES, SEEDS, normal
 from vlmfx.errors import ShapeError
@@ -258,6 +258,18 @@ def test_huge_scores(kernel, case, seed):
     out = kernel(*huge)
     assert out.isfinite().all()
     assert_equal(OP, out, reference(*huge))
+
+
+@FEW
+@EACH_KERNEL
+@given(case=cases())
+def test_tiny_values(kernel, case):
+    """Scores are next to 0, and the mean of what is tiny is exact by its own size."""
+    scale = tiny(case.q.dtype)
+    case = case._replace(
+        **{n: x * scale for n in ("q", "k", "v", "k_cache", "v_cache") if (x := getattr(case, n)) is not None}
+    )
+    assert_equal(OP, kernel(*case) / scale, reference(*case) / scale)
 
 
 @EACH_KERNEL
