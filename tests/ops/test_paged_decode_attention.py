@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.ops.caches import vast_caches
 from tests.ops.device_asserts import device_asserts
 from tests.ops.kernels import IS_INTERPRETED, Kernel, Mutant, assert_equal, kernels_of
 from tests.ops.packed_cases import tiny
@@ -306,6 +307,21 @@ def test_tiny_values(kernel, case):
     scale = tiny(case.q.dtype)
     case = case._replace(**{n: getattr(case, n) * scale for n in ("q", "k_cache", "v_cache")})
     assert_equal(OP, kernel(*case) / scale, reference(*case) / scale)
+
+
+@EACH_KERNEL
+def test_blocks_beyond_2_to_31_elements_are_found(kernel):
+    k_cache, v_cache = vast_caches(block_size=16, head_dim=128)
+    q, table = normal(1, 1, 2, 128, dtype=k_cache.dtype), int32([[len(k_cache) - 1]])
+    check(kernel, (q, k_cache, v_cache, table, int32([13]), None, None, 0.1, 0))
+
+
+@EACH_KERNEL
+def test_positions_beyond_2_to_31_elements_are_found(kernel):
+    """In a cache of one block, of which a window reads the end."""
+    k_cache, v_cache = (cache.view(1, 1, -1, 128) for cache in vast_caches(block_size=16, head_dim=128))
+    q, length = normal(1, 1, 2, 128, dtype=k_cache.dtype), k_cache.shape[2] - 3
+    check(kernel, (q, k_cache, v_cache, None, int32([length]), None, None, 0.1, 13))
 
 
 @EACH_KERNEL
