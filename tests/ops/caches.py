@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -40,6 +41,17 @@ class Layout(NamedTuple):
 def empty_cache(num_blocks: int, kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype) -> Tensor:
     """A cache in which nothing was written: NaN."""
     return torch.full((num_blocks, kv_heads, block_size, head_dim), torch.nan, dtype=dtype)
+
+
+def vast_caches(block_size: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """A cache of k and one of v, of one head, in bfloat16, whose last block begins 2^31 elements in and holds normal numbers.
+
+    All before it are zero pages, which no one touches, so they cost nothing. The caches lie in one stretch of memory, v a block on."""
+    block = block_size * head_dim
+    memory = torch.from_numpy(np.zeros(2**31 + 2 * block, np.int16)).view(torch.bfloat16)
+    memory[2**31 :] = normal(0, 2 * block)
+    k_cache, v_cache = (part.view(-1, 1, block_size, head_dim) for part in (memory[:-block], memory[block:]))
+    return k_cache, v_cache
 
 
 def fused_qkv(

@@ -21,8 +21,10 @@ IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel; a call takes CPU tensors, runs on the kernel's device and leaves what it mutated, and its outputs, on the CPU."""
+    """One kernel of an op; a call takes CPU tensors, runs on the kernel's device and leaves on the CPU its outputs, and in the
+    arguments what it wrote to those that the op's schema says are written."""
 
+    op: Op
     name: str
     device: str
     run: Callable[..., Any]
@@ -30,23 +32,29 @@ class Kernel:
     def __call__(self, *args: Any) -> Any:
         if self.device == "cpu":
             return self.run(*args)
-        moved = [a.to(self.device) if isinstance(a, Tensor) else a for a in args]
+        moved = [laid_out_on(self.device, a) if isinstance(a, Tensor) else a for a in args]
         out = self.run(*moved)
-        for mine, theirs in zip(args, moved, strict=True):
-            if isinstance(mine, Tensor) and 0 not in mine.stride():  # an expanded one is not written to
+        for argument, mine, theirs in zip(self.op.overload._schema.arguments, args, moved, strict=True):
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(mine, Tensor):
                 mine.copy_(theirs)
         if isinstance(out, (tuple, list)):
             return tuple(o.cpu() for o in out)
         return out if out is None else out.cpu()
 
 
+def laid_out_on(device: str, x: Tensor) -> Tensor:
+    """A copy of x there that lies as x lies here, strides, offset and neighbours: `to` would put its elements side by side."""
+    memory = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    return memory.to(device, copy=True).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
 def kernels_of(op: Op) -> list[Any]:
     """The kernels that run here, as pytest parameters: never the reference itself. An op without any fails its test."""
-    found = [Kernel("cpu", "cpu", op.cpu)] if op.cpu is not op.reference else []
+    found = [Kernel(op, "cpu", "cpu", op.cpu)] if op.cpu is not op.reference else []
     if "cuda" in op.kernels and IS_INTERPRETED:
-        found.append(Kernel("triton-interpreted", "cpu", op.kernel("cuda")))
+        found.append(Kernel(op, "triton-interpreted", "cpu", op.kernel("cuda")))
     if "cuda" in op.kernels and torch.cuda.is_available():
-        found.append(Kernel("triton-cuda", "cuda", op.kernel("cuda")))
+        found.append(Kernel(op, "triton-cuda", "cuda", op.kernel("cuda")))
     return [pytest.param(k, id=k.name) for k in found] or [pytest.param(None, id="no-kernel")]
 
 
@@ -61,8 +69,8 @@ class Mutant:
     def __str__(self) -> str:
         return f"{self.old.strip()} -> {self.new.strip()}"
 
-    def load(self, folder: Path, name: str) -> Kernel:
-        """The mutated kernel; folder takes the changed file, which Triton reads the source of."""
+    def load(self, folder: Path, op: Op) -> Kernel:
+        """The mutated kernel of the op; folder takes the changed file, which Triton reads the source of."""
         original = Path(vlmfx.ops.__path__[0]) / self.module
         source = original.read_text(encoding="utf-8")
         assert source.count(self.old) == 1, f"{self.module} must hold once: {self.old}"
@@ -74,7 +82,7 @@ class Mutant:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         device = "cpu" if IS_INTERPRETED else "cuda"
-        return Kernel("mutant", device, getattr(module, name))
+        return Kernel(op, "mutant", device, getattr(module, op.name))
 
 
 def assert_equal(op: Op, got: Any, expected: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tests.ops.kernels import IS_INTERPRETED, Kernel, Mutant
+from vlmfx.ops.registry import Op
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class SharedMutant(Mutant):
     def __str__(self) -> str:
         return f"{self.kernel}: {super().__str__()}"
 
-    def load(self, folder: Path, name: str) -> Kernel:
+    def load(self, folder: Path, op: Op) -> Kernel:
         shared = importlib.import_module(f"vlmfx.ops.triton.{Path(self.module).stem}")
         original = importlib.import_module(f"vlmfx.ops.triton.{self.kernel}")
         assert shared.__file__ is not None
@@ -37,7 +38,7 @@ class SharedMutant(Mutant):
             module = _executed(unchanged)
         finally:
             sys.modules[shared.__name__] = shared
-        return Kernel("mutant", "cpu" if IS_INTERPRETED else "cuda", getattr(module, name))
+        return Kernel(op, "mutant", "cpu" if IS_INTERPRETED else "cuda", getattr(module, op.name))
 
 
 def _executed(path: Path) -> ModuleType:

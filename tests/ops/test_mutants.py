@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +18,11 @@ from tests.ops.kernels import Mutant
 HERE = Path(__file__).parent
 MODULES: list[ModuleType] = [importlib.import_module(f"tests.ops.{path.stem}") for path in sorted(HERE.glob("test_*.py"))
                              if "MUTANTS" in path.read_text(encoding="utf-8") and path != Path(__file__)]  # fmt: skip
-# A module may have cases that tell more than its properties' own: most of those of `sample` have no filter to get wrong.
 MUTANTS = [pytest.param(m, mutant, id=f"{m.OP.name}: {mutant}") for m in MODULES for mutant in m.MUTANTS]
+# One of each file that a mutant is of, as it is.
+COPIES = {
+    f"{m.OP.name}: {mutant.module}": (m, replace(mutant, new=mutant.old)) for m in MODULES for mutant in m.MUTANTS
+}
 FEW = settings(
     max_examples=100,
     database=None,
@@ -30,21 +34,44 @@ FEW = settings(
 )
 
 
-@pytest.mark.skipif(
+def cases_of(module: ModuleType) -> Any:
+    """A module may have cases that tell more than its properties' own: most of those of `sample` have no filter to get wrong."""
+    return getattr(module, "telling_cases", module.cases)
+
+
+ONLY_INTERPRETED = pytest.mark.skipif(
     not kernels.IS_INTERPRETED, reason="mutants run in Triton's interpreter, which is off where there is a GPU"
 )
+
+
+@ONLY_INTERPRETED
 @pytest.mark.parametrize(("module", "mutant"), MUTANTS)
 def test_a_mutant_is_noticed(module: Any, mutant: Mutant, tmp_path: Path):
-    kernel = mutant.load(tmp_path, module.OP.name)
+    kernel = mutant.load(tmp_path, module.OP)
 
     @FEW
-    @given(case=getattr(module, "telling_cases", module.cases)())
+    @given(case=cases_of(module)())
     def run(case: Any) -> None:
         module.check(kernel, case)
 
     # A wrong answer, or what the interpreter says of a read out of bounds.
     with pytest.raises((AssertionError, IndexError, ValueError, RuntimeError)):
         run()
+
+
+@ONLY_INTERPRETED
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_copy_without_a_change_passes(copy: str, tmp_path: Path):
+    """Else mutants could be noticed because a copied file does not run."""
+    module, unchanged = COPIES[copy]
+    kernel = unchanged.load(tmp_path, module.OP)
+
+    @settings(FEW, max_examples=5)
+    @given(case=cases_of(module)())
+    def run(case: Any) -> None:
+        module.check(kernel, case)
+
+    run()
 
 
 def test_every_triton_kernel_has_mutants():

@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.ops.caches import vast_caches
 from tests.ops.device_asserts import device_asserts
 from tests.ops.kernels import IS_INTERPRETED, Kernel, Mutant, assert_equal, kernels_of
+from tests.ops.packed_cases import tiny
+from tests.ops.shared_mutants import SharedMutant
 from tests.strategies import DTYPES, SEEDS, normal, strided
 from vlmfx.errors import ShapeError
 from vlmfx.ops.paged_decode_attention import OP, decode_work, num_items_for, paged_decode_attention, reference
 
-FILE = "triton/paged_decode_attention.py"
+FILE, SHARED = "triton/paged_decode_attention.py", "triton/flash.py"
 MUTANTS = [
     Mutant(FILE, "known = key < end", "known = key <= end"),
     Mutant(FILE, "+ key % BLOCK_SIZE", "+ keys % BLOCK_SIZE"),
@@ -26,6 +29,15 @@ MUTANTS = [
     Mutant(FILE, "if end - begin == 1:", "if end - begin <= 1:"),
     Mutant(FILE, "totals = totals * fade + weights", "totals = totals + weights"),
     Mutant(FILE, "state[3] + tl.log2(tl.where(state[2] == 0.0, 1.0, state[2]))", "state[3]"),
+    Mutant(FILE, "sums = sums * fade + weights", "sums = sums + weights"),
+    Mutant(FILE, "inside = (item < end)[:, None]", "inside = (item <= end)[:, None]"),
+    Mutant(FILE, "tl.load(lse + row, mask=item < end", "tl.load(lse + row, mask=item <= end"),
+    SharedMutant(SHARED, "total = total * fade", "total = total", kernel="paged_decode_attention"),
+    SharedMutant(SHARED, "low * fade[:, None]", "low", kernel="paged_decode_attention"),
+    SharedMutant(SHARED, "high * fade[:, None]", "high", kernel="paged_decode_attention"),
+    SharedMutant(SHARED, "scores = dot(q[1], tl.trans(k[1]), scores)", "pass", kernel="paged_decode_attention"),
+    SharedMutant(SHARED, "mask=known & (rest < HEAD_DIM)", "mask=known", kernel="paged_decode_attention"),
+    SharedMutant(SHARED, "tl.where(total == 0.0, 1.0, total)", "total", kernel="paged_decode_attention"),
 ]
 FEW = settings(max_examples=10)
 EACH_KERNEL = pytest.mark.parametrize("kernel", kernels_of(OP))
@@ -123,25 +135,33 @@ def cuts(draw: st.DrawFn, lengths: list[int], window: int) -> tuple[Tensor | Non
 
 
 @st.composite
-def cases(draw: st.DrawFn, only_paged: bool = False) -> Case:
-    """No sequences and empty ones, tiles missed by one, every group, widths that are no power of two, sharp and flat softmaxes."""
-    has_many_items = draw(st.integers(0, 7)) == 0
-    lengths = draw(st.sampled_from([[2 * MANY], [0, 2 * MANY]]) if has_many_items else st.lists(LENGTHS, max_size=3))
+def cases(draw: st.DrawFn, only_paged: bool = False, kind: str = "") -> Case:
+    """No sequences and empty ones, tiles missed by one, every group, widths that are no power of two, sharp and flat softmaxes.
+
+    kind "long": several tiles an item, and heads of two parts; "many items": more than are added up in a step."""
+    is_long, has_many_items = kind == "long", kind == "many items" or (not kind and draw(st.integers(0, 7)) == 0)
+    many = st.sampled_from([[2 * MANY], [0, 2 * MANY]])
+    lengths = [150, 70] if is_long else draw(many if has_many_items else st.lists(LENGTHS, max_size=3))
     if lengths and not has_many_items and draw(st.integers(0, 3)) == 0:
         lengths = [lengths[0]] * len(lengths)
     groups = [(1, 1), (1, 2)] if has_many_items else [(1, 1), (1, 2), (1, 7), (2, 1), (2, 2), (2, 3), (1, 16), (1, 20)]
     kv_heads, group = draw(st.sampled_from(groups))
-    head_dim, dtype = draw(st.sampled_from([8, 16, 24, 64, 80, 96, 128])), draw(DTYPES)
+    head_dim, dtype = draw(st.sampled_from([24, 80] if is_long else [8, 16, 24, 64, 80, 96, 128])), draw(DTYPES)
     heads, seed = kv_heads * group, draw(SEEDS)
     before, after = draw(st.sampled_from([(0, 0), (0, 2), (1, 1)]))
     qkv = normal(seed, len(lengths), before + heads + after, head_dim) * draw(st.sampled_from([0.0, 1.0, 4.0]))
     q = draw(strided(qkv, dtype))[:, before : before + heads]
-    kind = paged if only_paged or draw(st.booleans()) else unpaged
-    k_cache, v_cache, table = draw(kind(lengths, kv_heads, head_dim, dtype))
+    caches: Any = paged if only_paged or draw(st.booleans()) else unpaged
+    k_cache, v_cache, table = draw(caches(lengths, kv_heads, head_dim, dtype))
     window = draw(st.sampled_from([0, 0, 1, 5, 33, 200]))
     work = decode_work(lengths, MANY, tile=1, window=window) if has_many_items else draw(cuts(lengths, window))
     scale = draw(st.sampled_from([head_dim**-0.5, 0.02]))
     return Case(q, k_cache, v_cache, table, int32(lengths), *work, scale, window)
+
+
+def telling_cases() -> st.SearchStrategy[Case]:
+    """Most cases have a tile or two and few items: what goes on from one to the next shows where there are more."""
+    return st.sampled_from(["long", "many items", ""]).flatmap(lambda kind: cases(kind=kind))
 
 
 def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
@@ -277,6 +297,31 @@ def test_huge_scores(kernel, data, seed):
     out = kernel(*case)
     assert out.isfinite().all()
     assert_equal(OP, out, reference(*case))
+
+
+@FEW
+@EACH_KERNEL
+@given(case=cases())
+def test_tiny_values(kernel, case):
+    """Scores are next to 0, and the mean of what is tiny is exact by its own size."""
+    scale = tiny(case.q.dtype)
+    case = case._replace(**{n: getattr(case, n) * scale for n in ("q", "k_cache", "v_cache")})
+    assert_equal(OP, kernel(*case) / scale, reference(*case) / scale)
+
+
+@EACH_KERNEL
+def test_blocks_beyond_2_to_31_elements_are_found(kernel):
+    k_cache, v_cache = vast_caches(block_size=16, head_dim=128)
+    q, table = normal(1, 1, 2, 128, dtype=k_cache.dtype), int32([[len(k_cache) - 1]])
+    check(kernel, (q, k_cache, v_cache, table, int32([13]), None, None, 0.1, 0))
+
+
+@EACH_KERNEL
+def test_positions_beyond_2_to_31_elements_are_found(kernel):
+    """In a cache of one block, of which a window reads the end."""
+    k_cache, v_cache = (cache.view(1, 1, -1, 128) for cache in vast_caches(block_size=16, head_dim=128))
+    q, length = normal(1, 1, 2, 128, dtype=k_cache.dtype), k_cache.shape[2] - 3
+    check(kernel, (q, k_cache, v_cache, None, int32([length]), None, None, 0.1, 13))
 
 
 @EACH_KERNEL

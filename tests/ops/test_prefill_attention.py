@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.ops.caches import vast_caches
 from tests.ops.device_asserts import device_asserts
 from tests.ops.kernels import IS_INTERPRETED, Kernel, Mutant, assert_equal, kernels_of
-from tests.ops.packed_cases import HEAD_DIMS, assert_same, heads, int32, starts_of
+from tests.ops.packed_cases import HEAD_DIMS, assert_same, heads, int32, starts_of, tiny
 from tests.ops.shared_mutants import SharedMutant
 from tests.strategies import DTYPES, SEEDS, normal
 from vlmfx.errors import ShapeError
@@ -258,6 +259,27 @@ def test_huge_scores(kernel, case, seed):
     out = kernel(*huge)
     assert out.isfinite().all()
     assert_equal(OP, out, reference(*huge))
+
+
+@FEW
+@EACH_KERNEL
+@given(case=cases())
+def test_tiny_values(kernel, case):
+    """Scores are next to 0, and the mean of what is tiny is exact by its own size."""
+    scale = tiny(case.q.dtype)
+    case = case._replace(
+        **{n: x * scale for n in ("q", "k", "v", "k_cache", "v_cache") if (x := getattr(case, n)) is not None}
+    )
+    assert_equal(OP, kernel(*case) / scale, reference(*case) / scale)
+
+
+@EACH_KERNEL
+@pytest.mark.parametrize("window", [0, 5])
+def test_blocks_beyond_2_to_31_elements_are_found(kernel, window):
+    k_cache, v_cache = vast_caches(block_size=16, head_dim=128)
+    q, k, v = (normal(i, 2, heads, 128, dtype=k_cache.dtype) for i, heads in enumerate((2, 1, 1)))
+    cached = k_cache, v_cache, int32([[len(k_cache) - 1]]), int32([13])
+    check(kernel, (q, k, v, int32([0, 2]), *cached, 0.1, window))
 
 
 @EACH_KERNEL

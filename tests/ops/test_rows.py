@@ -42,11 +42,12 @@ def test_two_strides_need_no_copy():
 
 
 def test_the_number_of_rows_changes_no_constant():
-    """Axes of one element, whose stride means nothing, change no compile-time constant of a kernel."""
+    """One token in the batch or many: inner and both strides, compile-time constants of a kernel, are the same, so it is compiled once.
+    Where an axis has one element its stride, which then leads nowhere, is kept for that."""
     heads = torch.zeros(9, 20, 8)[:, 4:16]
-    assert {rows_of(heads[:n])[2:] for n in (2, 3, 9)} == {(12, 160, 8)}
+    assert {rows_of(heads[:n])[2:] for n in (1, 2, 3, 9)} == {(12, 160, 8)}
     tokens = torch.zeros(9, 24)[:, :8]
-    assert {rows_of(tokens[:n])[2:] for n in (2, 3, 9)} == {(1, 24, 0)}
+    assert {rows_of(tokens[:n])[2:] for n in (1, 2, 3, 9)} == {(1, 24, 0)}
 
 
 @pytest.mark.parametrize("width", [1, 7, 64, 128, 1280, 3584, 4096, 8192, 32768])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops.kernels import Kernel, Mutant, assert_equal, kernels_of
-from tests.ops.packed_cases import HEAD_DIMS, assert_same, heads, int32, starts_of
+from tests.ops.packed_cases import HEAD_DIMS, assert_same, heads, int32, starts_of, tiny
 from tests.ops.shared_mutants import SharedMutant
 from tests.strategies import DTYPES, SEEDS, normal
 from vlmfx.errors import ShapeError
@@ -169,6 +169,16 @@ def test_huge_scores(kernel, case, seed):
     out = kernel(*huge)
     assert out.isfinite().all()
     assert_equal(OP, out, reference(*huge))
+
+
+@FEW
+@EACH_KERNEL
+@given(case=cases())
+def test_tiny_values(kernel, case):
+    """Scores are next to 0, and the mean of what is tiny is exact by its own size."""
+    scale = tiny(case.q.dtype)
+    case = case._replace(**{n: getattr(case, n) * scale for n in ("q", "k", "v")})
+    assert_equal(OP, kernel(*case) / scale, reference(*case) / scale)
 
 
 def test_wrong_inputs_are_named():
