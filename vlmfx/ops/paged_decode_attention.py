@@ -95,8 +95,9 @@ def decode_work(context_lens: Sequence[int], num_items: int, *, tile: int, windo
 
 
 def num_items_for(num_seqs: int, num_kv_heads: int, num_sms: int) -> int:
-    """How many items a launch for num_seqs sequences has: one each, and beside them enough to give every SM two programs."""
-    return num_seqs + -(-2 * num_sms // num_kv_heads)
+    """How many items a launch for num_seqs sequences has: as many as give every SM three programs, which run at once; or where there
+    are more sequences, one each and half a program an SM beside them, for those that are longer than the others."""
+    return max(3 * num_sms // num_kv_heads, num_seqs + num_sms // (2 * num_kv_heads))
 
 
 def reference(

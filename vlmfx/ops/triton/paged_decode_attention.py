@@ -5,7 +5,8 @@ values are read once; they stream through shared memory, a tile of them worked o
 numbers are read a tile earlier still. KV heads run fastest: programs side by side read pieces of memory side by side. The only item
 of a sequence is its output; of several, each leaves its mean of values and the logarithm of its sum of weights in float32.
 Second kernel: one program takes one head of one sequence, and adds its items up in their order, so who came first never shows.
-There are two launches rather than one whose last program adds up, because that one needs counters that are zero before each launch.
+There are two launches rather than one whose last program adds up, because that one needs counters that are zero before each launch;
+on Hopper the second is launched while the first runs, and waits.
 
 Grids depend on shapes only; an item of sequence −1, and a sequence whose output is written, end at once. Tails: keys beyond an item,
 and rows beyond the query heads, are masked. Limit: the memory."""
@@ -21,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vlmfx.ops.paged_decode_attention import TILE
-from vlmfx.ops.triton.flash import LOG2_E, LOWEST, attend, load, parts, side_by_side, start, store
+from vlmfx.ops.triton.flash import LOG2_E, LOWEST, attend, is_hopper, load, parts, side_by_side, start, store
 
 LEAST = 16  # rows, and elements of a head, of a product
 SUMMED = 16  # items a step of the second kernel, which has the next four steps' on their way
@@ -83,18 +84,20 @@ def paged_decode_attention(
     # The warps share a product's columns only if these are more than its rows; else each does all of it.
     high = max(high, 2 * rows) if high else 0
     tile, num_warps, num_stages = config(head_dim, q.dtype)
+    is_overlapped = is_hopper() and items is not None
     if num_items:
         _attend_items[(num_items * kv_heads,)](
             q, k_cache, v_cache, block_table, context_lens.contiguous(), items, item_offsets, out, partial, lse,
             num_blocks, block_size, slots, table_row, window, scale * LOG2_E,
             Q_ROW=q.stride(0), Q_HEAD=q.stride(1), NUM_KV_HEADS=kv_heads, GROUP=group, ROWS=rows, HEAD_DIM=head_dim, LO=low, HI=high,
             BLOCK_SIZE=0 if block_table is None else block_size, HAS_WINDOW=window > 0, TILE=tile,
-            num_warps=num_warps, num_stages=num_stages,
+            IS_OVERLAPPED=is_overlapped, num_warps=num_warps, num_stages=num_stages,
         )  # fmt: skip
     if items is not None:
         _add_up[(num_seqs * num_heads,)](
             partial, lse, item_offsets, out, NUM_HEADS=num_heads, HEAD_DIM=head_dim,
-            COLS=triton.next_power_of_2(head_dim), SUMMED=SUMMED,
+            COLS=triton.next_power_of_2(head_dim), SUMMED=SUMMED, IS_OVERLAPPED=is_overlapped,
+            **({"launch_pdl": True} if is_overlapped else {}),
         )  # fmt: skip
     return out
 
@@ -108,8 +111,10 @@ def _attend_items(
     num_blocks, block_size, slots, table_row, window, scale,
     Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, HAS_WINDOW: tl.constexpr, TILE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HAS_WINDOW: tl.constexpr, TILE: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
+    if IS_OVERLAPPED:
+        tl.extra.cuda.gdc_launch_dependents()
     item = tl.program_id(0) // NUM_KV_HEADS
     kv_head = tl.program_id(0) % NUM_KV_HEADS
     sequence = item
@@ -166,7 +171,7 @@ def _attend_items(
 @triton.jit(do_not_specialize_on_alignment=["item_offsets"])
 def _add_up(
     partial, lse, item_offsets, out,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, COLS: tl.constexpr, SUMMED: tl.constexpr,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, COLS: tl.constexpr, SUMMED: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0) // NUM_HEADS
     head = tl.program_id(0) % NUM_HEADS
@@ -174,6 +179,8 @@ def _add_up(
     end = tl.load(item_offsets + sequence + 1)
     if end - begin == 1:
         return
+    if IS_OVERLAPPED:
+        tl.extra.cuda.gdc_wait()  # for the first kernel's results; the offsets are older
     cols = tl.arange(0, COLS)
     # Every SUMMEDth item has a sum of its own until the end, so that a step is without a sum over items.
     top = tl.full((), LOWEST, tl.float32)
