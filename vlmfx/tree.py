@@ -1,13 +1,36 @@
-"""Maps and paths over parameter trees: nested dicts and lists whose leaves are tensors or ParamSpecs."""
+"""Maps and paths over trees: nested dicts and lists whose leaves are tensors or ParamSpecs, and dataclasses that are `node`s."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from torch.utils import _pytree as pytree
 
-Tree = Any  # a leaf, or a dict or list of trees
+Tree = Any  # a leaf, or a dict, list or node of trees
+T = TypeVar("T")
+
+
+def node(*static: str) -> Callable[[type[T]], type[T]]:
+    """Decorates a frozen dataclass whose fields are trees, but for the static ones, which are part of the tree's shape: programs that
+    are traced have these fixed. Static values can be compared and hashed."""
+
+    def register(cls: type[T]) -> type[T]:
+        names = tuple(f.name for f in fields(cls) if f.name not in static)  # type: ignore[arg-type]
+
+        def flatten(value: T) -> tuple[list[Any], tuple[Any, ...]]:
+            return [getattr(value, name) for name in names], tuple(getattr(value, name) for name in static)
+
+        def unflatten(children: Any, context: tuple[Any, ...]) -> T:
+            return cls(**dict(zip(names, children, strict=True)), **dict(zip(static, context, strict=True)))
+
+        pytree.register_pytree_node(
+            cls, flatten, unflatten, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}"
+        )
+        return cls
+
+    return register
 
 
 def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:

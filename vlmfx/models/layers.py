@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmfx.ops.paged_decode_attention import DecodeWork
-from vlmfx.tree import Tree
+from vlmfx.tree import Tree, node
 from vlmfx.weights import ParamSpec, spec
 
 Cache = Sequence[tuple[Tensor, Tensor]]  # (k, v) a layer, each [num_blocks, num_kv_heads, block_size, head_dim]
 
 
+@node()
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """What attention must know of one step's packed tokens, besides the tokens themselves; all numbers are int32.

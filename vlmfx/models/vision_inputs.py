@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlmfx.ops.pack_patches import pack_patches
+from vlmfx.tree import node, tree_map
 
 
+@node("mean", "std")
 @dataclass(frozen=True, kw_only=True)
 class VisionInputs:
     """Pixels of one or more images or videos, and what the family's tower must know of where their P patches lie.
@@ -42,9 +43,8 @@ class VisionInputs:
 
     def to(self, device: torch.device) -> VisionInputs:
         """The same inputs on a device."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return VisionInputs(**values)
+        moved: VisionInputs = tree_map(lambda t: None if t is None else t.to(device), self)
+        return moved
 
     def patches(self, patch_size: int, dtype: torch.dtype) -> Tensor:
         """(P, 3·T·p·p) normalised, in float32 and then rounded to dtype."""
