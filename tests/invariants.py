@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmfx.checkpoint import Model
+from vlmfx.compile.buckets import Plan
 from vlmfx.engine import runner
 from vlmfx.engine.request import RequestOutput
 from vlmfx.models.layers import Batch
@@ -80,18 +81,32 @@ def without_compute(model: Model) -> Model:
     return replace(model, functions=functions)
 
 
+def plan_with_slack(model: Model, requests: Sequence[ModelInputs], slack: int) -> Plan:
+    """A plan whose buckets are larger than what these requests need by `slack` units of each program, images and sequences."""
+    seen = [r.vision for r in requests if r.vision is not None]
+    return Plan(
+        encode=(sum(len(v.position_ids) for v in seen) + max(slack, not seen) * model.config.vision.patch_multiple,),
+        prefill=(sum(len(r.token_ids) for r in requests) + slack,),
+        decode=(len(requests) + slack,),
+        max_segments=sum(v.num_segments for v in seen) + max(slack, 1),
+        max_seqs=len(requests) + slack,
+    )
+
+
 @torch.no_grad()
-def greedy_through_cache(model: Model, requests: Sequence[ModelInputs], n: int, *, bucket: int) -> list[list[int]]:
-    """n greedy ids of each request, from the runner's programs alone, with prefill padded to a multiple of bucket."""
+def greedy_through_cache(
+    model: Model, requests: Sequence[ModelInputs], n: int, *, slack: int | None = None
+) -> list[list[int]]:
+    """n greedy ids of each request, from the runner's programs alone, padded to buckets with this slack; None: not padded."""
     max_lens = [len(r.token_ids) + n for r in requests]
-    cache = runner.allocate(model, len(requests), max(max_lens))
-    ids = runner.prefill(model, requests, max_lens, cache, 0, bucket).argmax(-1)
+    plan = None if slack is None else plan_with_slack(model, requests, slack)
+    cache = runner.allocate(model, len(requests) + (slack or 0), max(max_lens))
+    ids, _ = runner.prefill(model, requests, max_lens, cache, 0, plan=plan)
     steps = [ids]
     for step in range(1, n):
         positions = [r.next_position + step - 1 for r in requests]
-        ids = runner.decode(model, ids, positions, [len(r.token_ids) + step for r in requests], max_lens, cache).argmax(
-            -1
-        )
+        lens = [len(r.token_ids) + step for r in requests]
+        ids, _ = runner.decode(model, ids, positions, lens, max_lens, cache, plan=plan)
         steps.append(ids)
     return torch.stack(steps, 1).tolist()
 

@@ -193,7 +193,8 @@ def assert_equal_stages(
             assert got.shape == expected.shape, name
             torch.testing.assert_close(got, expected, atol=atol, rtol=1e-5, msg=f"{name} differs")
     with torch.no_grad():
-        x, _, _ = runner.pack(model, [mine], [len(mine.token_ids)])
+        step = runner.pack([mine], runner.encode(model, [mine]))
+        x = f.merge(model.params, model.config, step.ids, step.features, step.feature_index)
         logits = invariants.prompt_logits(model, mine)
         made = torch.cat([rows for _, rows in theirs["vision"]]) if theirs["vision"] else None
         from_theirs = invariants.prompt_logits(model, replace(mine, vision=None, embeds=made))

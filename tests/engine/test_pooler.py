@@ -70,9 +70,9 @@ def test_passes_hold_so_many_tokens(monkeypatch, max_tokens, expected):
     passes: list[list[int]] = []
     pack = runner.pack
 
-    def counted(model, requests, max_lens):
-        passes.append(list(max_lens))
-        return pack(model, requests, max_lens)
+    def counted(requests, features):
+        passes.append([len(r.token_ids) for r in requests])
+        return pack(requests, features)
 
     monkeypatch.setattr(runner, "pack", counted)
     outputs = list(pooler.run(model, requests, max_tokens=max_tokens))

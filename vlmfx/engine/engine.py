@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vlmfx.checkpoint import Model
+from vlmfx.compile.programs import Sampling
 from vlmfx.engine import runner, sequence
 from vlmfx.engine.request import RequestOutput
-from vlmfx.engine.sampler import logprobs, sample
+from vlmfx.engine.sampler import logprobs, state
 from vlmfx.engine.sequence import Request
 from vlmfx.errors import as_vlmfx_error
 
@@ -52,8 +53,9 @@ def run(
             if not new:
                 continue
             try:
-                # No bucket: run eagerly, padding would only be work; captured graphs will want one.
-                logits = runner.prefill(model, [s.inputs for s in new], [s.max_len for s in new], cache, len(running))
+                # No plan: run eagerly, padding would only be work.
+                prompts, max_lens = [s.inputs for s in new], [s.max_len for s in new]
+                next_ids, logits = runner.prefill(model, prompts, max_lens, cache, len(running), _sampling(model, new))
             except Exception as error:  # out of memory, most likely: again, one at a time, so that only the cause fails
                 if len(admitted) > 1:
                     waiting.extendleft(reversed([r for r in admitted if r.number in {s.number for s in new}]))
@@ -61,12 +63,14 @@ def run(
                 else:
                     yield admitted[0].failed(as_vlmfx_error(error, "the prompt could not be computed"))
                 continue
-            ids = torch.cat((ids, _sample(logits, new, on_text)))
+            _push(next_ids, logits, new, on_text)
+            ids = torch.cat((ids, next_ids))
             running += new
         else:
             positions, lens = [s.next_position for s in running], [s.context_len for s in running]
-            logits = runner.decode(model, ids, positions, lens, [s.max_len for s in running], cache)
-            ids = _sample(logits, running, on_text)
+            max_lens, sampling = [s.max_len for s in running], _sampling(model, running)
+            ids, logits = runner.decode(model, ids, positions, lens, max_lens, cache, sampling)
+            _push(ids, logits, running, on_text)
         for row in reversed(range(len(running))):
             if running[row].end is not None:
                 yield running[row].output()
@@ -88,14 +92,17 @@ def _admit(waiting: deque[Request], most: int, max_tokens: int) -> list[Request]
     return admitted
 
 
-def _sample(logits: Tensor, sequences: Sequence[sequence.Sequence], on_text: OnText) -> Tensor:
-    """The next id of each sequence (n,), which each has taken."""
-    params = [s.params for s in sequences]
-    ids = sample(logits, params, [s.seed for s in sequences], [s.context_len for s in sequences])
-    wanted = [p.logprobs for p in params]
+def _sampling(model: Model, sequences: Sequence[sequence.Sequence]) -> Sampling | None:
+    """How the next token of each sequence is drawn, on the host."""
+    seeds, positions = [s.seed for s in sequences], [s.context_len for s in sequences]
+    return state([s.params for s in sequences], seeds, positions, torch.device("cpu"))
+
+
+def _push(ids: Tensor, logits: Tensor, sequences: Sequence[sequence.Sequence], on_text: OnText) -> None:
+    """Give each sequence its next id (n,), with log-probabilities where it wants them."""
+    wanted = [s.params.logprobs for s in sequences]
     candidates = logprobs(logits, ids, wanted) if any(w is not None for w in wanted) else [None] * len(sequences)
     for s, token, tops in zip(sequences, ids.tolist(), candidates, strict=True):
         text = s.push(token, tops)
         if text:
             on_text(s.number, text)
-    return ids

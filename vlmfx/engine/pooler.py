@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from vlmfx.checkpoint import Model
+from vlmfx.compile import programs
 from vlmfx.engine import runner
 from vlmfx.errors import InvalidRequest, shown
-from vlmfx.models.layers import Batch
-from vlmfx.models.pooling import normalize, pool
-from vlmfx.models.vision_inputs import cumulative
+from vlmfx.models.pooling import normalize
 from vlmfx.processing.inputs import ModelInputs
 
 
@@ -44,10 +43,9 @@ def run(
 def embed(model: Model, requests: list[ModelInputs], dimensions: int | None = None) -> Tensor:
     """The unit vectors (n, dimensions) float32 of requests that go through the model in one pass."""
     seq_lens = [len(r.token_ids) for r in requests]
-    x, positions, extras = runner.pack(model, requests, seq_lens)
-    batch = Batch(cu_seqlens=cumulative(seq_lens).to(model.device))
-    hidden, _ = model.functions.forward(model.params, model.config, x, positions, None, batch, extras)
-    return normalize(pool(hidden, seq_lens, model.pooling), dimensions)
+    inputs = runner.with_extras(model, runner.pack(requests, runner.encode(model, requests)), seq_lens, seq_lens)
+    pooled = programs.pool(model.functions, model.config, model.pooling, model.params, inputs)
+    return normalize(pooled, dimensions)
 
 
 def _passes(requests: Iterable[ModelInputs], max_tokens: int) -> Iterator[list[ModelInputs]]:

@@ -1,12 +1,14 @@
 """The model's programs on the engine's batches: encode and prefill of new requests, one decode step of running ones.
 
 This is the only file that knows how the cache is used: today row i of a batch owns block i, which is as long as the longest
-sequence may get, so slots are row·length + position and no block table is needed."""
+sequence may get, so slots are row·length + position and no block table is needed. With a plan, the inputs of each program are padded to
+its buckets; outputs do not show it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -14,11 +16,15 @@ import torch
 from torch import Tensor
 
 from vlmfx.checkpoint import Model
+from vlmfx.compile import programs
+from vlmfx.compile.buckets import Plan
+from vlmfx.compile.padding import pad_decode, pad_prefill, pad_vision
+from vlmfx.compile.programs import Sampling, Step
 from vlmfx.models.layers import Batch, Cache
 from vlmfx.models.vision_inputs import concat, cumulative
 from vlmfx.ops.paged_decode_attention import TILE, DecodeWork, decode_work, num_items_for
 from vlmfx.processing.inputs import ModelInputs
-from vlmfx.tree import Tree
+from vlmfx.tree import tree_map
 
 ONEDNN = Lock()
 MAX_TOKENS = 8192  # of the prompts that go through the model together; a longer one goes alone
@@ -42,14 +48,18 @@ def move_row(cache: Cache, source: int, target: int) -> None:
             rows[target].copy_(rows[source])
 
 
-def encode(model: Model, requests: Sequence[ModelInputs]) -> list[Tensor | None]:
+def encode(model: Model, requests: Sequence[ModelInputs], plan: Plan | None = None) -> list[Tensor | None]:
     """Feature rows of each request, from one call for all images; ready embeddings pass through, None is text alone."""
     pixels = [r.vision for r in requests if r.vision is not None]
     encoded = iter(())
     if pixels:
         counts = [r.num_features for r in requests if r.vision is not None]
-        inputs = concat(pixels).to(model.device)
-        encoded = iter(model.functions.encode(model.params, model.config, inputs).split(counts))
+        inputs = concat(pixels)
+        if plan is not None:
+            size = plan.bucket("encode", len(inputs.position_ids))
+            inputs = pad_vision(inputs, size, plan.max_segments, model.config.vision.patch_size)
+        rows = programs.encode(model.functions, model.config, model.params, inputs.to(model.device))
+        encoded = iter(rows[: sum(counts)].split(counts))
     return [
         next(encoded)
         if r.vision is not None
@@ -66,47 +76,54 @@ def prefill(
     max_lens: Sequence[int],
     cache: Cache,
     first_row: int,
-    bucket: int = 1,
-) -> Tensor:
-    """Logits (n, vocab) of the token after each prompt; the prompts' keys and values are in rows first_row, first_row + 1, ...
+    sampling: Sampling | None = None,
+    plan: Plan | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The token after each prompt (n,) and its logits (n, vocab); the prompts' keys and values are in rows first_row, first_row + 1, ...
 
-    max_lens: the most tokens each sequence may ever have. Tokens are padded to a multiple of bucket."""
-    x, positions, extras = pack(model, requests, max_lens, bucket)
+    max_lens: the most tokens each sequence may ever have. sampling, on the host: None for greedy."""
     lengths, length = [len(r.token_ids) for r in requests], cache[0][0].shape[2]
-    slots = torch.full((len(x),), -1, dtype=torch.int32)
-    slots[: sum(lengths)] = torch.cat(
-        [torch.arange(n, dtype=torch.int32) + row * length for row, n in enumerate(lengths, start=first_row)]
+    rows = range(first_row, first_row + len(requests))
+    slots = [torch.arange(n, dtype=torch.int32) + row * length for row, n in zip(rows, lengths, strict=True)]
+    inputs = replace(
+        pack(requests, encode(model, requests, plan)),
+        last=torch.tensor(lengths).cumsum(0) - 1,
+        sampling=sampling,
     )
-    batch = Batch(cu_seqlens=cumulative(lengths).to(model.device), slot_mapping=slots.to(model.device))
-    hidden, _ = model.functions.forward(model.params, model.config, x, positions, cache, batch, extras)
-    last = torch.tensor(lengths).cumsum(0) - 1
-    return model.functions.logits(model.params, model.config, hidden[last.to(model.device)])
+    inputs = replace(inputs, batch=replace(inputs.batch, slot_mapping=torch.cat(slots)))
+    if plan is not None:
+        size = plan.bucket("prefill", len(inputs.ids))
+        inputs = pad_prefill(inputs, size, plan.max_seqs, size)
+    inputs = with_extras(model, inputs, max_lens, lengths)
+    ids, logits = programs.step(model.functions, model.config, model.params, inputs, cache)
+    return ids[: len(requests)], logits[: len(requests)]
 
 
-def pack(
-    model: Model, requests: Sequence[ModelInputs], max_lens: Sequence[int], bucket: int = 1
-) -> tuple[Tensor, Tensor, Tree]:
-    """What `forward` takes of whole prompts, packed one after another: merged embeddings (tokens, hidden), positions, extras.
-
-    max_lens: the most tokens each sequence may ever have. Tokens are padded to a multiple of bucket."""
-    features = encode(model, requests)
+def pack(requests: Sequence[ModelInputs], features: Sequence[Tensor | None]) -> Step:
+    """Whole prompts, one after another, as a step without a cache; features are the rows of each request."""
     present = [f for f in features if f is not None]
-    lengths = [len(r.token_ids) for r in requests]
-    padding = -sum(lengths) % bucket
     index, offset = [], 0
     for request, rows in zip(requests, features, strict=True):
         index.append(torch.where(request.feature_index >= 0, request.feature_index + offset, -1))
         offset += 0 if rows is None else len(rows)
+    return Step(
+        ids=torch.tensor([i for r in requests for i in r.token_ids]),
+        positions=torch.cat([r.positions for r in requests], -1),
+        batch=Batch(cu_seqlens=cumulative(len(r.token_ids) for r in requests)),
+        features=torch.cat(present) if present else None,
+        feature_index=torch.cat(index) if present else None,
+    )
 
-    def padded(values: Tensor, fill: int) -> Tensor:
-        return torch.nn.functional.pad(values, (0, padding), value=fill).to(model.device)
 
-    ids = padded(torch.tensor([i for r in requests for i in r.token_ids]), 0)
-    merged = torch.cat(present) if present else None
-    feature_index = padded(torch.cat(index), -1) if present else None
-    x = model.functions.merge(model.params, model.config, ids, merged, feature_index)
-    extras = model.functions.extras(model.config, max_lens, lengths, len(x), merged, feature_index)
-    return x, padded(torch.cat([r.positions for r in requests], -1), 0), extras
+def with_extras(model: Model, inputs: Step, max_lens: Sequence[int], seq_lens: Sequence[int]) -> Step:
+    """The inputs, padded already, on the model's device, with what the family wants beyond the common ones.
+
+    max_lens: the most tokens each sequence may ever have; seq_lens: its tokens in this step."""
+    inputs = tree_map(lambda t: None if t is None else t.to(model.device), inputs)
+    extras = model.functions.extras(
+        model.config, max_lens, seq_lens, len(inputs.ids), inputs.features, inputs.feature_index
+    )
+    return replace(inputs, extras=tree_map(lambda t: t.to(model.device), extras))
 
 
 def decode(
@@ -116,22 +133,29 @@ def decode(
     context_lens: Sequence[int],
     max_lens: Sequence[int],
     cache: Cache,
-) -> Tensor:
-    """Logits (n, vocab) after one more token of rows 0..n−1.
+    sampling: Sampling | None = None,
+    plan: Plan | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The token after one more token of rows 0..n−1, (n,), and its logits (n, vocab).
 
-    ids (n,) is that token; positions its position; context_lens the tokens of each row, this one included; max_lens as in `prefill`."""
-    n, length, device = len(positions), cache[0][0].shape[2], model.device
-    lens = torch.tensor(context_lens, dtype=torch.int32)
-    slots = torch.arange(n, dtype=torch.int32) * length + lens - 1
-    position_ids = torch.tensor(positions, device=device)
-    if model.config.text.mrope_section:
-        position_ids = position_ids.expand(3, -1)
-    batch = Batch(context_lens=lens.to(device), slot_mapping=slots.to(device), work=_decode_work(model, context_lens))
-    extras = model.functions.extras(model.config, max_lens, [1] * n, n, None, None)
-    with matmul_backend(model, n):
-        x = model.functions.merge(model.params, model.config, ids, None, None)
-        hidden, _ = model.functions.forward(model.params, model.config, x, position_ids, cache, batch, extras)
-        return model.functions.logits(model.params, model.config, hidden)
+    ids (n,) is that one more token; positions its position; context_lens the tokens of each row, this one included; max_lens and sampling
+    as in `prefill`."""
+    n, length = len(positions), cache[0][0].shape[2]
+    lens, place = torch.tensor(context_lens, dtype=torch.int32), torch.tensor(positions)
+    inputs = Step(
+        ids=ids,
+        positions=place.expand(3, -1) if model.config.text.mrope_section else place,
+        batch=Batch(context_lens=lens, slot_mapping=torch.arange(n, dtype=torch.int32) * length + lens - 1),
+        sampling=sampling,
+    )
+    if plan is not None:
+        inputs = pad_decode(inputs, plan.bucket("decode", n))
+        context_lens = [*context_lens, *[0] * (len(inputs.ids) - n)]
+    inputs = replace(inputs, batch=replace(inputs.batch, work=_decode_work(model, context_lens)))
+    inputs = with_extras(model, inputs, max_lens, [1] * n)
+    with matmul_backend(model, len(inputs.ids)):
+        next_ids, logits = programs.step(model.functions, model.config, model.params, inputs, cache)
+    return next_ids[:n], logits[:n]
 
 
 def _decode_work(model: Model, context_lens: Sequence[int]) -> DecodeWork | None:
@@ -140,7 +164,7 @@ def _decode_work(model: Model, context_lens: Sequence[int]) -> DecodeWork | None
         return None
     num_sms = torch.cuda.get_device_properties(model.device).multi_processor_count
     num_items = num_items_for(len(context_lens), model.config.text.num_kv_heads, num_sms)
-    return DecodeWork(*(t.to(model.device) for t in decode_work(context_lens, num_items, tile=TILE)))
+    return decode_work(context_lens, num_items, tile=TILE)
 
 
 @contextmanager

@@ -29,6 +29,11 @@ class ClipConfig(EncoderConfig):
         multiple_of("vision_config.image_size", self.image_size, "patch_size", self.patch_size)
 
     @property
+    def patch_multiple(self) -> int:
+        """The tower takes whole images."""
+        return self.num_patches
+
+    @property
     def num_patches(self) -> int:
         """Patches of one image, the class token not counted."""
         return self.table_side**2

@@ -59,6 +59,11 @@ class Qwen2VitConfig:
         positive_int("vision_config.spatial_merge_size", self.merge_size)
         positive_float("layer_norm_eps", self.layer_norm_eps)
 
+    @property
+    def patch_multiple(self) -> int:
+        """The tower takes a multiple of so many patches, which are merged into one row."""
+        return self.merge_size**2
+
 
 def vision_config(hf: dict[str, Any]) -> Qwen2VitConfig:
     """The tower of a Qwen2-VL vision_config, whose hidden_size is the language model's width."""

@@ -101,17 +101,19 @@ def extras(
     features: Tensor | None,
     feature_index: Tensor | None,
 ) -> Tree:
-    """{"deepstack": (n, num_tokens, hidden)}, the other parts of the feature rows and 0 for text; () where a step has no features."""
+    """{"rows": the other parts of the feature rows, "index": feature_index}; () where a step has no features."""
     if features is None or feature_index is None:
         return ()
-    rows = F.embedding(feature_index.clamp(min=0), features[:, cfg.text.hidden_size :])
-    rows = torch.where(feature_index[:, None] >= 0, rows, 0)
-    return {"deepstack": rows.view(num_tokens, -1, cfg.text.hidden_size).transpose(0, 1)}
+    return {"rows": features[:, cfg.text.hidden_size :], "index": feature_index}
 
 
 def forward(
     params: Tree, cfg: Qwen3VLConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree = ()
 ) -> tuple[Tensor, Cache | None]:
     """x (tokens, hidden), positions (3, tokens) → hidden states after the final norm, and the cache; extras as above."""
-    deepstack = extras["deepstack"] if extras else None
+    deepstack = None
+    if extras:
+        rows = F.embedding(extras["index"].clamp(min=0), extras["rows"])
+        rows = torch.where(extras["index"][:, None] >= 0, rows, 0)  # (tokens, n·hidden), 0 for text
+        deepstack = rows.view(len(x), -1, cfg.text.hidden_size).transpose(0, 1)
     return decoder.forward(params["text"], cfg.text, x, positions, cache, batch, deepstack=deepstack)

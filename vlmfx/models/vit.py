@@ -55,6 +55,11 @@ class EncoderConfig:
         positive_float("vision_config.layer_norm_eps", self.layer_norm_eps)
 
     @property
+    def patch_multiple(self) -> int:
+        """The tower takes a multiple of so many patches."""
+        return 1
+
+    @property
     def table_side(self) -> int:
         """Rows, and columns, of the table of positions."""
         return self.image_size // self.patch_size

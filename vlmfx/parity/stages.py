@@ -15,9 +15,7 @@ from vlmfx.checkpoint import Model
 from vlmfx.engine import engine, runner
 from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sequence import Request
-from vlmfx.models.layers import Batch
 from vlmfx.models.pooling import normalize, pool
-from vlmfx.models.vision_inputs import cumulative
 from vlmfx.parity.views import VIEWS, VIEWS_OF_IDS, Values, packed, plain_ids, see
 from vlmfx.processing.inputs import ModelInputs
 
@@ -51,15 +49,15 @@ def stages(model: Model, inputs: ModelInputs, dimensions: Sequence[int] = ()) ->
     if inputs.vision is not None:
         yield from VIEWS.get(family, packed)(model, inputs, inputs.vision, see(model, inputs.vision))
     n = len(inputs.token_ids)
-    x, positions, extras = runner.pack(model, [inputs], [n])
+    step = runner.with_extras(model, runner.pack([inputs], runner.encode(model, [inputs])), [n], [n])
+    x = f.merge(model.params, model.config, step.ids, step.features, step.feature_index)
     yield "inputs_embeds", x[None]
     if inputs.positions.dim() == 2:  # M-RoPE
         yield "position_ids", inputs.positions[:, None]
         yield "rope_deltas", torch.tensor([[inputs.next_position - n]])
     else:
         yield "position_ids", inputs.positions[None]
-    batch = Batch(cu_seqlens=cumulative([n]).to(model.device))
-    hidden, _ = f.forward(model.params, model.config, x, positions, None, batch, extras)
+    hidden, _ = f.forward(model.params, model.config, x, step.positions, None, step.batch, step.extras)
     logits: Tensor = f.logits(model.params, model.config, hidden)
     yield "prompt_logits", logits
     yield "last_logits", logits[-1]

@@ -1,0 +1,88 @@
+"""The programs of a model: pure functions of parameters and of tensors whose shapes a bucket fixes.
+
+A family's module and config are fixed when a program is made, by functools.partial; what is left are trees of tensors. The merge of
+text and features is inside a step, and so is the choice of the next token: ids may stay on the device from step to step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmfx.models.layers import Batch, Cache
+from vlmfx.models.pooling import Pooling
+from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.ops.sample import sample
+from vlmfx.tree import Tree, node
+
+
+@node()
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token of each row is drawn; fields as `vlmfx.ops.sample` takes them."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seed: Tensor
+    position: Tensor
+
+
+@node()
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The tensors of one prefill or decode step.
+
+    ids (tokens,) int64; positions (tokens,), or (3, tokens) with M-RoPE; features (F, row) and feature_index (tokens,) as `merge` takes
+    them, None for text only; extras as the family's `extras` made them. last (num_seqs,) int64: the tokens whose logits are wanted,
+    None for all. sampling: None for greedy."""
+
+    ids: Tensor
+    positions: Tensor
+    batch: Batch
+    features: Tensor | None = None
+    feature_index: Tensor | None = None
+    extras: Tree = ()
+    last: Tensor | None = None
+    sampling: Sampling | None = None
+
+
+def encode(functions: ModuleType, config: Any, params: Tree, inputs: VisionInputs) -> Tensor:
+    """Feature rows (F, row) of images and videos, in order."""
+    rows: Tensor = functions.encode(params, config, inputs)
+    return rows
+
+
+def step(functions: ModuleType, config: Any, params: Tree, inputs: Step, cache: Cache) -> tuple[Tensor, Tensor]:
+    """Prefill or decode: the next ids (num_seqs,) int64 and their logits (num_seqs, vocab); the cache is written in place."""
+    logits: Tensor = functions.logits(params, config, _hidden(functions, config, params, inputs, cache))
+    draw = inputs.sampling
+    if draw is None:
+        return logits.argmax(-1), logits
+    ids = sample(logits, draw.temperature, draw.top_k, draw.top_p, draw.min_p, draw.seed, draw.position)
+    return ids, logits
+
+
+def pool(functions: ModuleType, config: Any, kind: Pooling, params: Tree, inputs: Step) -> Tensor:
+    """One vector a sequence (num_seqs, hidden) float32, not yet of unit length; `last` of the inputs is not used, nor is a cache."""
+    hidden = _hidden(functions, config, params, inputs, None)
+    assert inputs.batch.cu_seqlens is not None, "pooling knows where sequences end"
+    starts = inputs.batch.cu_seqlens.long()
+    if kind == "last":
+        return hidden[(starts[1:] - 1).clamp(min=0)].float()
+    if kind == "cls":
+        return hidden[starts[:-1].clamp(max=len(hidden) - 1)].float()
+    sequence = torch.searchsorted(starts[1:], torch.arange(len(hidden), device=hidden.device), right=True)
+    sums = hidden.new_zeros((len(starts), hidden.shape[1]), dtype=torch.float32).index_add(0, sequence, hidden.float())
+    return sums[:-1] / starts.diff().clamp(min=1)[:, None]
+
+
+def _hidden(functions: ModuleType, config: Any, params: Tree, inputs: Step, cache: Cache | None) -> Tensor:
+    x = functions.merge(params, config, inputs.ids, inputs.features, inputs.feature_index)
+    hidden: Tensor
+    hidden, _ = functions.forward(params, config, x, inputs.positions, cache, inputs.batch, inputs.extras)
+    return hidden if inputs.last is None else hidden[inputs.last]
