@@ -36,7 +36,9 @@ MUTANTS = [
     SharedMutant(SHARED, "low * fade[:, None]", "low", kernel="paged_decode_attention"),
     SharedMutant(SHARED, "high * fade[:, None]", "high", kernel="paged_decode_attention"),
     SharedMutant(SHARED, "scores = dot(q[1], tl.trans(k[1]), scores)", "pass", kernel="paged_decode_attention"),
-    SharedMutant(SHARED, "mask=known & (rest < HEAD_DIM)", "mask=known", kernel="paged_decode_attention"),
+    SharedMutant(
+        SHARED, "mask=known & (rest < HEAD_DIM)", "mask=known & (rest < HEAD_DIM - 1)", kernel="paged_decode_attention"
+    ),
     SharedMutant(SHARED, "tl.where(total == 0.0, 1.0, total)", "total", kernel="paged_decode_attention"),
 ]
 FEW = settings(max_examples=10)

@@ -59,12 +59,15 @@ def encode(functions: ModuleType, config: Any, params: Tree, inputs: VisionInput
 
 def step(functions: ModuleType, config: Any, params: Tree, inputs: Step, cache: Cache) -> tuple[Tensor, Tensor]:
     """Prefill or decode: the next ids (num_seqs,) int64 and their logits (num_seqs, vocab); the cache is written in place."""
-    logits: Tensor = functions.logits(params, config, _hidden(functions, config, params, inputs, cache))
-    draw = inputs.sampling
-    if draw is None:
+    return choose(functions.logits(params, config, _hidden(functions, config, params, inputs, cache)), inputs.sampling)
+
+
+def choose(logits: Tensor, sampling: Sampling | None) -> tuple[Tensor, Tensor]:
+    """The next ids (rows,) int64 of logits (rows, vocab), and the logits."""
+    if sampling is None:
         return logits.argmax(-1), logits
-    ids = sample(logits, draw.temperature, draw.top_k, draw.top_p, draw.min_p, draw.seed, draw.position)
-    return ids, logits
+    s = sampling
+    return sample(logits, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.position), logits
 
 
 def pool(functions: ModuleType, config: Any, kind: Pooling, params: Tree, inputs: Step) -> Tensor:

@@ -21,7 +21,7 @@ from vlmfx.ops.prefill_attention import prefill_attention
 from vlmfx.ops.rms_norm import rms_norm
 from vlmfx.ops.rotary import RotaryTable, rotary
 from vlmfx.ops.rotary_cache_write import rotary_cache_write
-from vlmfx.tree import Tree
+from vlmfx.tree import Tree, node
 from vlmfx.weights import fused, spec
 
 
@@ -112,6 +112,15 @@ def _layer_specs(cfg: DecoderConfig, at: str) -> Tree:
     return specs
 
 
+@node()
+@dataclass(frozen=True, kw_only=True)
+class Carry:
+    """What goes from layer to layer: the residual stream x (tokens, hidden), and h, x normed for the part that comes next."""
+
+    h: Tensor
+    x: Tensor
+
+
 def forward(
     params: Tree,
     cfg: DecoderConfig,
@@ -124,20 +133,40 @@ def forward(
     deepstack: Tensor | None = None,
 ) -> tuple[Tensor, Cache | None]:
     """x (tokens, hidden), positions and is_long as `rope` takes them → hidden states after the final norm, and the cache, written in
-    place. deepstack (n, tokens, hidden): what is added after each of the first n layers (Qwen3-VL).
-
-    A layer's residual add and the norm behind it are one op; so each layer's second is with the next layer's first norm."""
+    place. deepstack (n, tokens, hidden): what is added after each of the first n layers (Qwen3-VL)."""
     table = rope(cfg, positions, x.dtype, is_long)
-    norms = [p["input_norm"] for p in params["layers"][1:]] + [params["norm"]]
-    h = rms_norm(x, params["layers"][0]["input_norm"], cfg.rms_norm_eps)
-    for i, (p, next_norm) in enumerate(zip(params["layers"], norms, strict=True)):
-        attended = F.linear(_attention(p, cfg, h, table, cache[i] if cache is not None else None, batch), p["out"])
-        h, x = add_rms_norm(attended, x, p["post_norm"], cfg.rms_norm_eps)
-        change = F.linear(gated_activation(F.linear(h, p["gate_up"])), p["down"])
-        if deepstack is not None and i < len(deepstack):
-            change = change + deepstack[i]
-        h, x = add_rms_norm(change, x, next_norm, cfg.rms_norm_eps)
-    return h, cache
+    norms = norm_weights(params)
+    carry = Carry(h=rms_norm(x, norms[0], cfg.rms_norm_eps), x=x)
+    for i, p in enumerate(params["layers"]):
+        added = deepstack[i] if deepstack is not None and i < len(deepstack) else None
+        carry = block(cfg, p, norms[i + 1], carry, table, cache[i] if cache is not None else None, batch, added)
+    return carry.h, cache
+
+
+def norm_weights(params: Tree) -> list[Tensor]:
+    """The norm before each layer, and the last one."""
+    return [*(p["input_norm"] for p in params["layers"]), params["norm"]]
+
+
+def block(
+    cfg: DecoderConfig,
+    p: Tree,
+    next_norm: Tensor,
+    carry: Carry,
+    table: RotaryTable,
+    kv: tuple[Tensor, Tensor] | None,
+    batch: Batch,
+    added: Tensor | None = None,
+) -> Carry:
+    """One layer of parameters p. Each residual add is one op with the norm behind it, so the layer ends with the next one's first norm,
+    and a program may run it as many times as there are layers. added (tokens, hidden) is added to its output."""
+    attended = F.linear(_attention(p, cfg, carry.h, table, kv, batch), p["out"])
+    h, x = add_rms_norm(attended, carry.x, p["post_norm"], cfg.rms_norm_eps)
+    change = F.linear(gated_activation(F.linear(h, p["gate_up"])), p["down"])
+    if added is not None:
+        change = change + added
+    h, x = add_rms_norm(change, x, next_norm, cfg.rms_norm_eps)
+    return Carry(h=h, x=x)
 
 
 def _attention(

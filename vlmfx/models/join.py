@@ -40,6 +40,11 @@ def forward(
     return decoder.forward(params["text"], cfg.text, x, positions, cache, batch)
 
 
+def text_inputs(cfg: HasText, x: Tensor, extras: Tree) -> dict[str, Tensor | None]:
+    """What the decoder's `forward` takes of a family's extras, by keyword: nothing, where there are none."""
+    return {}
+
+
 def logits(params: Tree, cfg: HasText, hidden: Tensor) -> Tensor:
     """hidden (rows, hidden) → (rows, vocab)."""
     return decoder.logits(params["text"], hidden)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlmfx.errors import CheckpointError
 from vlmfx.models import clip, decoder, llama
-from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge
+from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge, text_inputs
 from vlmfx.models.layers import linear, linear_specs, no_extras
 from vlmfx.models.text_config import is_tied
 from vlmfx.models.validate import one_of, refuse, section, token_id
@@ -21,7 +21,7 @@ from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.activation import ACTIVATIONS, activation
 from vlmfx.tree import Tree
 
-__all__ = ["forward", "logits", "merge"]
+__all__ = ["forward", "logits", "merge", "text_inputs"]
 
 # Newer code saves other prefixes than the published checkpoints, whose names the specs use; transformers 5 writes the
 # tower's without "vision_model".

@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from vlmfx.models import decoder, qwen2, resampler, siglip
-from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge
+from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge, text_inputs
 from vlmfx.models.layers import no_extras
 from vlmfx.models.validate import one_of, section, supported
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.models.vit import EncoderConfig
 from vlmfx.tree import Tree
 
-__all__ = ["forward", "logits", "merge"]
+__all__ = ["forward", "logits", "merge", "text_inputs"]
 
 KEY_PREFIXES: tuple[tuple[str, str], ...] = ()
 SUPPORTED = {"drop_vision_last_layer": False, "slice_mode": True}

@@ -143,5 +143,10 @@ def forward(
     params: Tree, cfg: Phi3VConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree
 ) -> tuple[Tensor, Cache | None]:
     """x (tokens, hidden), positions (tokens,) → hidden states after the final norm, and the cache; extras as `extras` made them."""
-    is_long = extras["is_long"].to(x.device) if cfg.text.long_rope is not None else None
-    return decoder.forward(params["text"], cfg.text, x, positions, cache, batch, is_long=is_long)
+    more = text_inputs(cfg, x, extras)
+    return decoder.forward(params["text"], cfg.text, x, positions, cache, batch, **more)
+
+
+def text_inputs(cfg: Phi3VConfig, x: Tensor, extras: Tree) -> dict[str, Tensor | None]:
+    """{"is_long": (tokens,) bool} with long rope."""
+    return {"is_long": extras["is_long"].to(x.device)} if cfg.text.long_rope is not None else {}

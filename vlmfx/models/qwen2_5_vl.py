@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from vlmfx.models import decoder, qwen2, qwen2_5_vit
-from vlmfx.models.join import forward, logits, merge
+from vlmfx.models.join import forward, logits, merge, text_inputs
 from vlmfx.models.qwen2_vl import KEY_PREFIXES, Qwen2VLConfig, extras, is_unused
 from vlmfx.models.validate import section
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.tree import Tree
 
-__all__ = ["KEY_PREFIXES", "extras", "forward", "is_unused", "logits", "merge"]
+__all__ = ["KEY_PREFIXES", "extras", "forward", "is_unused", "logits", "merge", "text_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from vlmfx.models import decoder, qwen2, qwen2_vit
-from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge
+from vlmfx.models.join import forward, is_head_copy_or_buffer, logits, merge, text_inputs
 from vlmfx.models.layers import no_extras
 from vlmfx.models.validate import refuse, section, token_id
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.tree import Tree
 
-__all__ = ["forward", "logits", "merge"]
+__all__ = ["forward", "logits", "merge", "text_inputs"]
 
 # Newer code saves other prefixes than the published checkpoints, whose names the specs use.
 KEY_PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))

@@ -111,9 +111,14 @@ def forward(
     params: Tree, cfg: Qwen3VLConfig, x: Tensor, positions: Tensor, cache: Cache | None, batch: Batch, extras: Tree = ()
 ) -> tuple[Tensor, Cache | None]:
     """x (tokens, hidden), positions (3, tokens) → hidden states after the final norm, and the cache; extras as above."""
-    deepstack = None
-    if extras:
-        rows = F.embedding(extras["index"].clamp(min=0), extras["rows"])
-        rows = torch.where(extras["index"][:, None] >= 0, rows, 0)  # (tokens, n·hidden), 0 for text
-        deepstack = rows.view(len(x), -1, cfg.text.hidden_size).transpose(0, 1)
-    return decoder.forward(params["text"], cfg.text, x, positions, cache, batch, deepstack=deepstack)
+    more = text_inputs(cfg, x, extras)
+    return decoder.forward(params["text"], cfg.text, x, positions, cache, batch, **more)
+
+
+def text_inputs(cfg: Qwen3VLConfig, x: Tensor, extras: Tree) -> dict[str, Tensor | None]:
+    """{"deepstack": (n, tokens, hidden)}, 0 for text, of extras that are not empty."""
+    if not extras:
+        return {}
+    rows = F.embedding(extras["index"].clamp(min=0), extras["rows"])
+    rows = torch.where(extras["index"][:, None] >= 0, rows, 0)
+    return {"deepstack": rows.view(len(x), -1, cfg.text.hidden_size).transpose(0, 1)}
