@@ -39,8 +39,9 @@ class Op:
     check: raises ShapeError for inputs the kernels do not take. cost: of the same arguments. cpu: the CPU kernel, where it is not
     the reference. with_grad: what runs where a gradient is wanted, if the reference would be slow. kernels: device type → the
     module below vlmfx.ops that has a function of the op's name. tolerance: how far a kernel may be from the reference, absolute and
-    relative, by dtype. is_inline: on the CPU a call skips the dispatcher, which there costs as much as a small op, and
-    `torch.compile` sees, and fuses, the plain torch of it."""
+    relative, by dtype. is_inline: `torch.compile` sees, and fuses, the plain torch of the CPU kernel.
+
+    On the CPU a plain call skips the dispatcher, which with its two layers of Python costs as much as a small op does."""
 
     schema: str
     reference: Callable[..., Any]
@@ -71,19 +72,22 @@ class Op:
         return bool(self.overload._schema.is_mutable)
 
     def __call__(self, *args: Any) -> Any:
-        if self.is_inline and args[0].is_cpu:
-            self.checked(*args)
+        if args[0].is_cpu and (self.is_inline or _is_plain(args[0])):
+            for value in args:
+                if isinstance(value, Tensor) and not value.is_cpu:
+                    self.checked(*args)
+            self.check(*args)
             return self.cpu(*args)
         return self.overload(*args)
 
     def checked(self, *args: Any) -> None:
         """Raise ShapeError, naming the argument, unless all tensors are on one device and `check` is content."""
-        tensors = [(n, a.device) for n, a in zip(self.argument_names, args, strict=True) if isinstance(a, Tensor)]
-        first, device = tensors[0]
-        for name, other in tensors:
-            if other != device:
+        device = args[0].device
+        for name, value in zip(self.argument_names, args, strict=True):
+            if isinstance(value, Tensor) and value.device != device:
                 raise ShapeError(
-                    f"{self.name}: {name} is on {other} but {first} is on {device}; move both to one device."
+                    f"{self.name}: {name} is on {value.device} but {self.argument_names[0]} is on {device}; "
+                    "move both to one device."
                 )
         self.check(*args)
 
@@ -95,6 +99,11 @@ class Op:
 @cache
 def _load(module: str, name: str) -> Callable[..., Any]:
     return getattr(import_module(f"vlmfx.ops.{module}"), name)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether a call runs now and is not traced: no gradient, no compiler, no subclass such as a fake tensor."""
+    return type(x) is Tensor and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def register(
