@@ -140,6 +140,7 @@ def register(
         )
     torch.library.register_fake(f"vlmfx::{op.name}", _after_check(op, fake), lib=LIBRARY)
     LIBRARY.impl(op.name, _differentiable(op), "Autograd")
+    _ = op.overload, op.argument_names  # looked up now: a compiler that traces a call cannot see through the look-up
     return op
 
 
