@@ -31,7 +31,7 @@ def penalize(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["logits_stride", "counts_stride", "prompt_stride"])
 def _kernel(logits, counts, in_prompt, repetition, presence, frequency, out, logits_stride, counts_stride, prompt_stride,
             VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)

@@ -32,6 +32,11 @@ def token_logprobs(logits: Tensor, ids: Tensor, num: int) -> tuple[Tensor, Tenso
     rows, vocab = logits.shape
     if num > MAX_ROUNDS or logits.dtype == torch.float64:
         return reference(logits, ids, num)
+    # Requests ask for any number, which is a constant of the kernels: a few of them serve all.
+    rounded = min(triton.next_power_of_2(num), vocab) if num else 0
+    if rounded > num:
+        some_ids, some, rank = token_logprobs(logits, ids, rounded)
+        return some_ids[:, : 1 + num].contiguous(), some[:, : 1 + num].contiguous(), rank
     out_ids = torch.empty((rows, 1 + num), dtype=torch.int64, device=logits.device)
     out = torch.empty((rows, 1 + num), dtype=torch.float32, device=logits.device)
     rank = torch.empty(rows, dtype=torch.int64, device=logits.device)
