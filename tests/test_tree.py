@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from vlmfx.models.vision_inputs import VisionInputs, cumulative
 from vlmfx.tree import leaves, node, tree_map
@@ -15,7 +16,7 @@ from vlmfx.tree import leaves, node, tree_map
 @dataclass(frozen=True)
 class Pair:
     left: object
-    name: str
+    name: object
     right: object = None
 
 
@@ -23,6 +24,17 @@ def test_a_node_maps_its_fields_and_keeps_its_static_ones():
     doubled = tree_map(lambda x: x * 2, {"a": Pair(1, "n", [2, 3])})
     assert doubled == {"a": Pair(2, "n", [4, 6])}
     assert leaves(Pair(1, "n", [2, 3])) == [1, 2, 3]
+
+
+def test_the_leaves_of_a_node_have_paths():
+    paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path({"a": Pair(1, "n", [2])})[0]]
+    assert paths == ["['a'].left", "['a'].right[0]"]
+
+
+def test_the_shape_of_a_tree_survives_json():
+    for static in ("n", (1.5, (2.0, None)), ()):
+        shape = pytree.tree_structure([Pair(1, static, {"a": 2})])
+        assert pytree.treespec_loads(pytree.treespec_dumps(shape)) == shape
 
 
 def test_static_fields_are_part_of_the_shape():

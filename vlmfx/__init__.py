@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlmfx.checkpoint import Model, load
+    from vlmfx.compile.abstract import eval_shape
+    from vlmfx.compile.stages import jit
     from vlmfx.engine.embedding import (
         EmbeddingOutput,
         EmbeddingRequestOutput,
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
         ScoringRequestOutput,
     )
     from vlmfx.engine.request import CompletionOutput, Logprob, RequestOutput, SamplingParams
-    from vlmfx.errors import BatchError, CheckpointError, InvalidRequest, UnsupportedModel, VlmfxError
+    from vlmfx.errors import BatchError, CheckpointError, CompileError, InvalidRequest, UnsupportedModel, VlmfxError
     from vlmfx.llm import LLM
     from vlmfx.offline import count_tokens, embed, generate
     from vlmfx.parity.verify import verify
@@ -43,10 +45,13 @@ _HOME = {
     "ScoringOutput": "vlmfx.engine.embedding",
     "ScoringRequestOutput": "vlmfx.engine.embedding",
     "verify": "vlmfx.parity.verify",
+    "jit": "vlmfx.compile.stages",
+    "eval_shape": "vlmfx.compile.abstract",
     "VlmfxError": "vlmfx.errors",
     "InvalidRequest": "vlmfx.errors",
     "BatchError": "vlmfx.errors",
     "CheckpointError": "vlmfx.errors",
+    "CompileError": "vlmfx.errors",
     "UnsupportedModel": "vlmfx.errors",
 }
 
@@ -54,6 +59,7 @@ __all__ = [
     "LLM",
     "BatchError",
     "CheckpointError",
+    "CompileError",
     "CompletionOutput",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
@@ -69,7 +75,9 @@ __all__ = [
     "__version__",
     "count_tokens",
     "embed",
+    "eval_shape",
     "generate",
+    "jit",
     "load",
     "verify",
 ]

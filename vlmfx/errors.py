@@ -7,6 +7,7 @@ VlmfxError
 ├── CheckpointError     a folder or hub id that cannot be loaded
 │   └── UnsupportedModel    its architecture is not one of ours
 ├── PlanError           a plan of compiled sizes that is not sound, or a step that it has no bucket for
+├── CompileError        a function that cannot be made a program as asked, or a program called otherwise than it was lowered
 ├── ShapeError          an op or model function was called with tensors that do not fit
 └── DeviceError         a device that is unknown or not present
 """
@@ -51,6 +52,10 @@ class UnsupportedModel(CheckpointError):
 
 class PlanError(VlmfxError):
     """A plan that is not sound, or a step whose size it does not cover: nothing is compiled for it while serving."""
+
+
+class CompileError(VlmfxError):
+    """A function that cannot be made a program as asked, or a program that was called otherwise than it was lowered."""
 
 
 class ShapeError(VlmfxError):

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 def node(*static: str) -> Callable[[type[T]], type[T]]:
     """Decorates a frozen dataclass whose fields are trees, but for the static ones, which are part of the tree's shape: programs that
-    are traced have these fixed. Static values can be compared and hashed."""
+    are traced have these fixed. Static values can be compared and hashed, and JSON can hold them."""
 
     def register(cls: type[T]) -> type[T]:
         names = tuple(f.name for f in fields(cls) if f.name not in static)  # type: ignore[arg-type]
@@ -25,12 +25,27 @@ def node(*static: str) -> Callable[[type[T]], type[T]]:
         def unflatten(children: Any, context: tuple[Any, ...]) -> T:
             return cls(**dict(zip(names, children, strict=True)), **dict(zip(static, context, strict=True)))
 
+        def flatten_with_keys(value: T) -> tuple[list[Any], tuple[Any, ...]]:
+            children, context = flatten(value)
+            return [(pytree.GetAttrKey(name), child) for name, child in zip(names, children, strict=True)], context
+
         pytree.register_pytree_node(
-            cls, flatten, unflatten, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}"
+            cls,
+            flatten,
+            unflatten,
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+            to_dumpable_context=list,
+            from_dumpable_context=_as_tuples,
+            flatten_with_keys_fn=flatten_with_keys,
         )
         return cls
 
     return register
+
+
+def _as_tuples(value: Any) -> Any:
+    """What JSON made lists of; static values are hashable, so none was a list."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def tree_map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:

@@ -22,6 +22,7 @@ from vlmfx.errors import ShapeError
 
 LIBRARY = torch.library.Library("vlmfx", "DEF")
 DISPATCH_KEYS = {"cuda": "CUDA"}
+OPS: dict[str, Op] = {}  # name → contract, of the ops whose modules are imported
 
 
 class Cost(NamedTuple):
@@ -132,6 +133,7 @@ def register(
         with_grad=with_grad or reference,
         is_inline=is_inline,
     )
+    OPS[op.name] = op
     LIBRARY.define(schema)
     LIBRARY.impl(op.name, _after_check(op, op.cpu), "CPU")
     for device in kernels:
