@@ -187,7 +187,8 @@ def test_backends_and_options_that_there_are_not_are_refused(programs):
     params, _, x = mlp_args()
     lowered = jit(lambda params, x: x + params["layers"][0]["norm"]).lower(params, x)
     with pytest.raises(
-        CompileError, match=r"^backend is 'jax' but must be one of eager, inductor, inductor\+cuda_graph, aot, mlu"
+        CompileError,
+        match=r"^backend is 'jax' but must be one of eager, inductor, cuda_graph, inductor\+cuda_graph, aot",
     ):
         lowered.compile("jax")
     for backend in BACKENDS:
@@ -197,5 +198,7 @@ def test_backends_and_options_that_there_are_not_are_refused(programs):
         DeviceError, match=r'inductor\+cuda_graph needs "cuda" but this was lowered for "cpu"; use "inductor"'
     ):
         lowered.compile("inductor+cuda_graph")
+    with pytest.raises(DeviceError, match=r'cuda_graph needs "cuda" but this was lowered for "cpu"; use "eager"'):
+        lowered.compile("cuda_graph")
     with pytest.raises(DeviceError, match=r"mlu_graph needs torch_mlu, which is not imported"):
         lowered.compile("mlu_graph")

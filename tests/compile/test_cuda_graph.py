@@ -130,9 +130,10 @@ def test_programs_share_a_pool():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_captured_program_on_a_gpu():
+@pytest.mark.parametrize("backend", ["cuda_graph", "inductor+cuda_graph"])
+def test_a_captured_program_on_a_gpu(backend):
     params, cfg, x = mlp_args()
     params, x = torch.utils._pytree.tree_map(lambda t: t.cuda() if isinstance(t, torch.Tensor) else t, (params, x))
-    program = jit(mlp, static="cfg").lower(params, cfg, x).compile("inductor+cuda_graph", fixed="params")
+    program = jit(mlp, static="cfg").lower(params, cfg, x).compile(backend, fixed="params")
     for scale in (1, 2, 3):
         torch.testing.assert_close(program(params, x * scale), mlp(params, cfg, x * scale), rtol=1e-4, atol=1e-5)

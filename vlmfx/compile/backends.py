@@ -51,14 +51,19 @@ def aot(lowered: Lowered, options: Options) -> Compiled:
     return _compiled(lowered, "aot", program(package), package=package, folder=folder)
 
 
+def cuda_graph(lowered: Lowered, options: Options) -> Compiled:
+    """The function itself in a CUDA graph, captured at the first call. options: fixed, the arguments that stay where they are, such as
+    parameters, beside the donated ones; pool, a graph memory to share."""
+    _refuse_unknown("cuda_graph", options, ("fixed", "pool"))
+    _need_cuda(lowered, "cuda_graph", "eager")
+    run = _function(lowered)
+    return _captured(lowered, "cuda_graph", run, options, api=torch.cuda, graph=torch.cuda.CUDAGraph)
+
+
 def inductor_cuda_graph(lowered: Lowered, options: Options) -> Compiled:
-    """Inductor's program in a CUDA graph, captured at the first call. options: fixed, the arguments that stay where they are, such as
-    parameters, beside the donated ones; pool, a graph memory to share; all others are Inductor's."""
-    name, backend = lowered.signature.name, "inductor+cuda_graph"
-    if lowered.device.type != "cuda":
-        raise DeviceError(
-            f'{name}: backend {backend} needs "cuda" but this was lowered for "{lowered.device}"; use "inductor".'
-        )
+    """As cuda_graph, of Inductor's program; options that are not fixed and pool are Inductor's."""
+    backend = "inductor+cuda_graph"
+    _need_cuda(lowered, backend, "inductor")
     others = {key: value for key, value in options.items() if key not in ("fixed", "pool")}
     inner = _inductor_program(lowered, backend, others)
     return _captured(lowered, backend, inner, options, api=torch.cuda, graph=torch.cuda.CUDAGraph)
@@ -80,9 +85,17 @@ def mlu_graph(lowered: Lowered, options: Options) -> Compiled:
     return _captured(lowered, "mlu_graph", _function(lowered), options, api=api, graph=api.MLUGraph)
 
 
+def _need_cuda(lowered: Lowered, backend: str, other: str) -> None:
+    if lowered.device.type != "cuda":
+        raise DeviceError(
+            f'{lowered.signature.name}: backend {backend} needs "cuda" but this was lowered for "{lowered.device}"; use "{other}".'
+        )
+
+
 BACKENDS: dict[str, Callable[[Lowered, Options], Compiled]] = {
     "eager": eager,
     "inductor": inductor,
+    "cuda_graph": cuda_graph,
     "inductor+cuda_graph": inductor_cuda_graph,
     "aot": aot,
     "mlu_graph": mlu_graph,

@@ -41,7 +41,8 @@ class Lowered:
         return cost(self.exported)
 
     def compile(self, backend: str = "inductor", **options: Any) -> Compiled:
-        """The program that runs, by "eager", "inductor", "inductor+cuda_graph", "aot" or "mlu_graph"; options are the backend's own.
+        """The program that runs, by a backend: "eager", "cuda_graph", "inductor", "inductor+cuda_graph", "aot" or "mlu_graph"; options are
+        its own.
 
         Raises CompileError for a backend or option that there is not, DeviceError where the device lacks it."""
         from vlmfx.compile.backends import BACKENDS

@@ -103,8 +103,13 @@ def _load(module: str, name: str) -> Callable[..., Any]:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether a call runs now and is not traced: no gradient, no compiler, no subclass such as a fake tensor."""
-    return type(x) is Tensor and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether a call runs now and nobody looks on: no gradient, compiler, dispatch mode or subclass such as a fake tensor."""
+    return (
+        type(x) is Tensor
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
 def register(
