@@ -138,7 +138,8 @@ def test_the_gradient_is_the_references(op, data):
 
     # What runs where a gradient is wanted: beside the reference itself, only what rounds otherwise.
     runs = {op.overload: op.with_grad, op: op.cpu if op.is_inline else op.with_grad}
-    for gradients in (by_autograd, by_func):  # apart, as torch's silu rounds differently in the two
+    # Apart, as torch's silu rounds differently in the two; torch 2.4's torch.func cannot read the lengths that are in a tensor.
+    for gradients in (by_autograd, by_func) if HAS_COMPILER else (by_autograd,):
         expected = gradients(op.reference)
         for fn, run in runs.items():
             if run is op.reference:
