@@ -21,7 +21,7 @@ from vlmfx.checkpoint import FAMILIES, Model
 from vlmfx.engine import runner
 from vlmfx.models import siglip
 from vlmfx.models.pooling import normalize, pool
-from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.models.vision_inputs import VisionInputs, cumulative
 from vlmfx.processing.chat import load_chat_template
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.prompt import prepare
@@ -269,7 +269,7 @@ def stages(model: Model, inputs: ModelInputs) -> Iterator[tuple[str, Tensor, dic
     logits = invariants.prompt_logits(model, inputs)
     yield "prompt_logits", logits, LOGITS
     yield "last_logits", logits[-1], LOGITS
-    pooled = pool(invariants.prompt_hidden(model, inputs), [len(ids)], "last")
+    pooled = pool(invariants.prompt_hidden(model, inputs), cumulative([len(ids)]), "last")
     yield "last_hidden_state_last_token", pooled[0], HIDDEN
     yield "pooled", pooled[0], HIDDEN
     yield "embedding", normalize(pooled)[0], VECTORS

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.strategies import SEEDS, normal
 from vlmfx.errors import CheckpointError
 from vlmfx.models.pooling import normalize, pool, stored_pooling
+from vlmfx.models.vision_inputs import cumulative
 
 # Three sequences of 2, 1 and 3 tokens, then a token of padding.
 HIDDEN = torch.tensor([[1.0, 2], [3, 4], [5, 6], [7, 8], [9, 10], [14, 3], [torch.nan, torch.nan]])
@@ -28,7 +29,7 @@ LENS = [2, 1, 3]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_by_hand(kind, expected, dtype):
-    pooled = pool(HIDDEN.to(dtype), LENS, kind)
+    pooled = pool(HIDDEN.to(dtype), cumulative(LENS), kind)
     assert pooled.dtype == torch.float32
     assert pooled.tolist() == expected
 
@@ -41,13 +42,15 @@ def test_mean_is_that_of_each_sequence(seed, lens, width):
     for n in lens:
         rows.append([math.fsum(hidden[start : start + n, j].tolist()) / n for j in range(width)])
         start += n
-    torch.testing.assert_close(pool(hidden, lens, "mean"), torch.tensor(rows), atol=1e-6, rtol=0)
+    torch.testing.assert_close(pool(hidden, cumulative(lens), "mean"), torch.tensor(rows), atol=1e-6, rtol=0)
 
 
 def test_the_mean_of_many_bfloat16_rows_is_summed_in_float32():
     hidden = torch.full((1000, 1), 1.0).to(torch.bfloat16)
     hidden[-1] = 3
-    assert pool(hidden, [1000], "mean").item() == pytest.approx(1.002, abs=1e-6)  # in bfloat16 the sum stops at 256
+    assert pool(hidden, cumulative([1000]), "mean").item() == pytest.approx(
+        1.002, abs=1e-6
+    )  # in bfloat16 the sum stops at 256
 
 
 def test_dimensions_are_cut_before_the_length_is_taken():

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from vlmfx.models import pooling
 from vlmfx.models.layers import Batch, Cache
 from vlmfx.models.pooling import Pooling
 from vlmfx.models.vision_inputs import VisionInputs
@@ -74,14 +74,7 @@ def pool(functions: ModuleType, config: Any, kind: Pooling, params: Tree, inputs
     """One vector a sequence (num_seqs, hidden) float32, not yet of unit length; `last` of the inputs is not used, nor is a cache."""
     hidden = _hidden(functions, config, params, inputs, None)
     assert inputs.batch.cu_seqlens is not None, "pooling knows where sequences end"
-    starts = inputs.batch.cu_seqlens.long()
-    if kind == "last":
-        return hidden[(starts[1:] - 1).clamp(min=0)].float()
-    if kind == "cls":
-        return hidden[starts[:-1].clamp(max=len(hidden) - 1)].float()
-    sequence = torch.searchsorted(starts[1:], torch.arange(len(hidden), device=hidden.device), right=True)
-    sums = hidden.new_zeros((len(starts), hidden.shape[1]), dtype=torch.float32).index_add(0, sequence, hidden.float())
-    return sums[:-1] / starts.diff().clamp(min=1)[:, None]
+    return pooling.pool(hidden, inputs.batch.cu_seqlens, kind)
 
 
 def _hidden(functions: ModuleType, config: Any, params: Tree, inputs: Step, cache: Cache | None) -> Tensor:

@@ -4,7 +4,6 @@ The names of the kinds, and what each means, are UKPLab/sentence-transformers': 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,16 +17,20 @@ STORED: dict[str, Pooling] = {"lasttoken": "last", "mean_tokens": "mean", "cls_t
 SHORT: dict[str, Pooling] = {"lasttoken": "last", "mean": "mean", "cls": "cls"}
 
 
-def pool(hidden: Tensor, seq_lens: Sequence[int], kind: Pooling) -> Tensor:
+def pool(hidden: Tensor, cu_seqlens: Tensor, kind: Pooling) -> Tensor:
     """hidden (tokens, hidden) after the final norm, sequences packed one after another → (num_seqs, hidden) float32.
 
-    seq_lens: tokens of each sequence, 1 or more; tokens after the last one are padding. "last" takes a sequence's last token, "cls"
-    its first, "mean" the mean of all, summed in float32."""
-    if kind == "mean":
-        return torch.stack([rows.float().mean(0) for rows in hidden[: sum(seq_lens)].split(list(seq_lens))])
-    ends = torch.tensor(seq_lens).cumsum(0)
-    at = ends - 1 if kind == "last" else ends - torch.tensor(seq_lens)
-    return hidden[at.to(hidden.device)].float()
+    cu_seqlens (num_seqs + 1,) int32: where sequences begin, and the last ends; tokens after it are padding. A sequence without tokens is
+    padding, too, whose row means nothing. "last" takes a sequence's last token, "cls" its first, "mean" the mean of all, summed in
+    float32."""
+    starts = cu_seqlens.long()
+    if kind == "last":
+        return hidden[(starts[1:] - 1).clamp(min=0)].float()
+    if kind == "cls":
+        return hidden[starts[:-1].clamp(max=len(hidden) - 1)].float()
+    sequence = torch.searchsorted(starts[1:], torch.arange(len(hidden), device=hidden.device), right=True)
+    sums = hidden.new_zeros((len(starts), hidden.shape[1]), dtype=torch.float32).index_add(0, sequence, hidden.float())
+    return sums[:-1] / starts.diff().clamp(min=1)[:, None]
 
 
 def normalize(pooled: Tensor, dimensions: int | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from vlmfx.engine import engine, runner
 from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.models.pooling import normalize, pool
+from vlmfx.models.vision_inputs import cumulative
 from vlmfx.parity.views import VIEWS, VIEWS_OF_IDS, Values, packed, plain_ids, see
 from vlmfx.processing.inputs import ModelInputs
 
@@ -62,7 +63,7 @@ def stages(model: Model, inputs: ModelInputs, dimensions: Sequence[int] = ()) ->
     yield "prompt_logits", logits
     yield "last_logits", logits[-1]
     yield "last_hidden_state_last_token", hidden[-1]
-    pooled = pool(hidden, [n], model.pooling)
+    pooled = pool(hidden, cumulative([n]).to(hidden.device), model.pooling)
     yield "pooled", pooled[0]
     yield "embedding", normalize(pooled)[0]
     for size in dimensions:
