@@ -32,7 +32,7 @@ from vlmfx.weights import ParamSpec
 BLOCK_SIZE = 16
 # hidden, intermediate, heads, KV heads, vocabulary
 SIZES = {"tiny": (256, 1024, 4, 2, 1024), "2b": (1536, 8960, 12, 2, 151936), "7b": (3584, 18944, 28, 4, 152064)}
-Run = Callable[[Tree, Step, Cache], tuple[torch.Tensor, torch.Tensor]]
+Run = Callable[[Tree, Cache, Step], tuple[torch.Tensor, torch.Tensor]]
 
 
 def config_of(size: str, num_layers: int) -> qwen2_vl.Qwen2VLConfig:
@@ -140,7 +140,7 @@ def measure(
     lines, expected = [], None
     for name, make in forms(cfg).items():
         torch.compiler.reset()
-        run = partial(make(), params, inputs, cache)
+        run = partial(make(), params, cache, inputs)
         begin = time.perf_counter()
         _, logits = run()
         if device.type == "cuda":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from vlmfx.checkpoint import Model
 from vlmfx.compile.buckets import Plan
+from vlmfx.compile.executor import EagerExecutor, Executor, PlannedExecutor
+from vlmfx.compile.layout import CacheLayout
 from vlmfx.engine import runner
 from vlmfx.engine.request import RequestOutput
 from vlmfx.models.layers import Batch
@@ -93,20 +96,36 @@ def plan_with_slack(model: Model, requests: Sequence[ModelInputs], slack: int) -
     )
 
 
+def planned(model: Model, requests: Sequence[ModelInputs], slack: int, length: int, is_paged: bool) -> Executor:
+    """The functions themselves behind buckets with this slack, over one block a sequence, or over a paged cache."""
+    plan = plan_with_slack(model, requests, slack)
+    if not is_paged:
+        return EagerExecutor(model.program_set, model.params, plan)
+    layout = CacheLayout.of(len(requests) + slack, length)
+    return PlannedExecutor(
+        model.program_set, model.params, plan=plan, layout=layout, make=uncompiled, strict=True, chains_sampling=True
+    )
+
+
+def uncompiled(name: str, size: int, fn: Any, bound: Any, inputs: Any) -> Any:
+    """What makes a program of a function by leaving it as it is."""
+    return partial(fn, *bound)
+
+
 @torch.no_grad()
 def greedy_through_cache(
-    model: Model, requests: Sequence[ModelInputs], n: int, *, slack: int | None = None
+    model: Model, requests: Sequence[ModelInputs], n: int, *, slack: int | None = None, is_paged: bool = False
 ) -> list[list[int]]:
     """n greedy ids of each request, from the runner's programs alone, padded to buckets with this slack; None: not padded."""
     max_lens = [len(r.token_ids) + n for r in requests]
-    plan = None if slack is None else plan_with_slack(model, requests, slack)
-    cache = runner.allocate(model, len(requests) + (slack or 0), max(max_lens))
-    ids, _ = runner.prefill(model, requests, max_lens, cache, 0, plan=plan)
+    executor = model.executor if slack is None else planned(model, requests, slack, max(max_lens), is_paged)
+    cache = executor.cache(len(requests) + (slack or 0), max(max_lens))
+    ids, _ = runner.prefill(model, requests, max_lens, cache, 0, executor=executor)
     steps = [ids]
     for step in range(1, n):
         positions = [r.next_position + step - 1 for r in requests]
         lens = [len(r.token_ids) + step for r in requests]
-        ids, _ = runner.decode(model, ids, positions, lens, max_lens, cache, plan=plan)
+        ids, _ = runner.decode(model, ids, positions, lens, max_lens, cache, executor=executor)
         steps.append(ids)
     return torch.stack(steps, 1).tolist()
 

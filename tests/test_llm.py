@@ -89,6 +89,9 @@ def test_max_num_seqs_does_not_show(model, family, max_num_seqs):
 def test_the_bucket_does_not_show(model, family, slack):
     requests = [prepare(model.processor, prompt) for prompt in mixed(model)]
     assert invariants.greedy_through_cache(model, requests, NUM_TOKENS, slack=slack) == alone(family)
+    if slack is not None:
+        paged = invariants.greedy_through_cache(model, requests, NUM_TOKENS, slack=slack, is_paged=True)
+        assert paged == alone(family)
     for request, expected in zip(requests[:3], alone(family), strict=False):
         assert invariants.greedy_through_cache(model, [request], NUM_TOKENS, slack=slack) == [expected]
 
@@ -97,7 +100,7 @@ def test_decoding_over_the_cache_equals_recomputing(model, family):
     requests = [prepare(model.processor, prompt) for prompt in mixed(model)]
     with torch.no_grad():
         max_lens = [len(r.token_ids) + NUM_TOKENS for r in requests]
-        cache = runner.allocate(model, len(requests), max(max_lens))
+        cache = model.executor.cache(len(requests), max(max_lens))
         steps = [runner.prefill(model, requests, max_lens, cache, 0)[1]]
         for step in range(1, NUM_TOKENS):
             ids = torch.tensor([tokens[step - 1] for tokens in alone(family)])

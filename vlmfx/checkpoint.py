@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import Any, Literal
 import torch
 
 from vlmfx import weights
+from vlmfx.compile.bundle import Bundle, check_options, is_bundle
+from vlmfx.compile.bundle import read as read_bundle
+from vlmfx.compile.executor import EagerExecutor
+from vlmfx.compile.programs import ProgramSet
 from vlmfx.device import DTYPES, resolve_device, resolve_dtype
 from vlmfx.errors import CheckpointError, InvalidRequest, UnsupportedModel, shown
 from vlmfx.folder import read_json
@@ -42,7 +47,8 @@ TASKS: dict[str, Task] = {"generate": "generate", "auto": "generate", "embed": "
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A loaded model: nothing here changes after loading. functions is the family's module in vlmfx.models, its functions pure."""
+    """A loaded model: nothing here changes after loading. functions is the family's module in vlmfx.models, its functions pure;
+    bundle has them compiled ahead of time."""
 
     name: str
     functions: ModuleType
@@ -53,6 +59,19 @@ class Model:
     dtype: torch.dtype
     eos_token_ids: tuple[int, ...]
     pooling: Pooling = "last"
+    bundle: Bundle | None = None
+
+    @property
+    def program_set(self) -> ProgramSet:
+        """Its programs, uncompiled."""
+        return ProgramSet(
+            functions=self.functions, config=self.config, dtype=self.dtype, device=self.device, pooling=self.pooling
+        )
+
+    @property
+    def executor(self) -> EagerExecutor:
+        """What runs the programs as they are."""
+        return EagerExecutor(self.program_set, self.params)
 
     @property
     def max_model_len(self) -> int:
@@ -63,6 +82,56 @@ class Model:
     def has_head(self) -> bool:
         """Whether there are logits: a model loaded for embeddings alone has none, unless its head is tied to its input."""
         return self.config.text.tie_word_embeddings or "head" in self.params["text"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Blueprint:
+    """A model without its weights: specs says which there are, of what shapes."""
+
+    folder: Path
+    programs: ProgramSet
+    specs: Tree = field(repr=False)
+    processor: Processor
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def params(self) -> Tree:
+        """The parameters on the meta device."""
+        return weights.abstract(self.specs, dtype=self.programs.dtype)
+
+
+def blueprint(
+    model: str | Path,
+    *,
+    dtype: str | torch.dtype | None = "auto",
+    device: str | torch.device | None = None,
+    max_model_len: int | None = None,
+    chat_template: str | Path | None = None,
+    revision: str | None = None,
+    hf_token: str | bool | None = None,
+    task: Task = "generate",
+) -> Blueprint:
+    """The model in a folder, of a hub id, or "scenes", but for its weights; for embeddings alone it has no output matrix."""
+    folder, hf, family, config = _read_config(model, revision, hf_token)
+    functions = importlib.import_module(f"vlmfx.models.{family}")
+    target = resolve_device(device)
+    programs = ProgramSet(
+        functions=functions,
+        config=config,
+        dtype=resolve_dtype(dtype, target, _stored_dtype(hf)),
+        device=target,
+        pooling=load_pooling(folder),
+    )
+    specs = _parse(lambda hf: functions.param_specs(config), hf, folder)
+    if task == "embed":
+        specs["text"].pop("head", None)
+    return Blueprint(
+        folder=folder,
+        programs=programs,
+        specs=specs,
+        processor=load_processor(folder, family, config, max_model_len=max_model_len, chat_template=chat_template),
+        eos_token_ids=_eos_token_ids(folder, hf),
+    )
 
 
 def load(
@@ -78,43 +147,60 @@ def load(
     task: str = "generate",
     limit_mm_per_prompt: Mapping[str, int] | str | None = None,
 ) -> Model:
-    """The model in a folder, of a hub id, or "scenes", the shipped one.
+    """The model in a folder, of a hub id, or "scenes", the shipped one; or the bundle in a folder, which says itself what it is for.
 
     task: one of TASKS; for embeddings alone the output matrix is left out, which the folder then need not hold. trust_remote_code is
-    accepted and never runs anything: every family is implemented here. Raises CheckpointError (or its kind UnsupportedModel) with
-    what is missing or does not fit."""
+    accepted and never runs anything: every family is implemented here. A bundle is code, taken from local folders only. Raises
+    CheckpointError (or its kind UnsupportedModel) with what is missing or does not fit."""
     task = resolve_task(task)
-    folder, hf, family, config = _read_config(model, revision, hf_token)
-    functions = importlib.import_module(f"vlmfx.models.{family}")
-    target = resolve_device(device)
-    compute_dtype = resolve_dtype(dtype, target, _stored_dtype(hf))
+    bundle = _bundle(model, dtype, device, task)
+    if bundle is not None:
+        dtype, device, max_model_len = (
+            bundle.dtype,
+            device or bundle.host.device,
+            max_model_len or bundle.layout.max_len,
+        )
+    plan = blueprint(
+        model, dtype=dtype, device=device, max_model_len=max_model_len, chat_template=chat_template, revision=revision,
+        hf_token=hf_token, task=task,
+    )  # fmt: skip
+    programs, config = plan.programs, plan.programs.config
     # The weights last: they are what takes time, and a wrong option should be told at once.
-    processor = load_processor(folder, family, config, max_model_len=max_model_len, chat_template=chat_template)
-    processor = with_options(processor, limit_mm_per_prompt, {})
-    eos_token_ids = _eos_token_ids(folder, hf)
-    pooling = load_pooling(folder)
-    specs = _parse(lambda hf: functions.param_specs(config), hf, folder)
-    unwanted = weights.source_names(specs["text"].pop("head", ())) if task == "embed" else set()
-    files = WeightFiles(folder, functions.KEY_PREFIXES)
+    processor = with_options(plan.processor, limit_mm_per_prompt, {})
+    all_names = weights.source_names(programs.functions.param_specs(config))
+    unwanted = all_names - weights.source_names(plan.specs)
+    files = WeightFiles(plan.folder if bundle is None else bundle.weights, programs.functions.KEY_PREFIXES)
     weights.check(
-        specs,
+        plan.specs,
         files.shapes,
         where=str(model),
-        ignored=lambda name: name in unwanted or functions.is_unused(config, name),
+        ignored=lambda name: name in unwanted or programs.functions.is_unused(config, name),
     )
     with files:
-        params = weights.load(specs, files.read, dtype=compute_dtype, device=target)
+        params = weights.load(plan.specs, files.read, dtype=programs.dtype, device=programs.device)
     return Model(
         name=str(model),
-        functions=functions,
+        functions=programs.functions,
         config=config,
         params=params,
         processor=processor,
-        device=target,
-        dtype=compute_dtype,
-        eos_token_ids=eos_token_ids,
-        pooling=pooling,
+        device=programs.device,
+        dtype=programs.dtype,
+        eos_token_ids=plan.eos_token_ids,
+        pooling=programs.pooling,
+        bundle=bundle,
     )
+
+
+def _bundle(
+    model: str | Path, dtype: str | torch.dtype | None, device: str | torch.device | None, task: Task
+) -> Bundle | None:
+    """The bundle that a local folder holds, checked for this machine and these options; None for a model folder or a name."""
+    if not os.path.isdir(model) or model == "scenes" or not is_bundle(Path(model)):
+        return None
+    found = read_bundle(Path(model))
+    check_options(found, dtype, device, task)
+    return found
 
 
 def resolve_task(task: str) -> Task:

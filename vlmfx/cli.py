@@ -112,6 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("-o", "--out", metavar="FILE", help="write the plan here, as JSON")
     verb.set_defaults(run=plan)
 
+    verb = verbs.add_parser("export", help="compile a model ahead of time, into a folder that runs without a compiler")
+    add_export(verb)
+    verb.set_defaults(run=export)
+
     verb = verbs.add_parser("demo", help="ask the shipped model about a shipped picture")
     verb.set_defaults(run=demo)
     return parser
@@ -126,6 +130,33 @@ def _add_sampling(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--seed", type=int)
     verb.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeat for several")
     verb.add_argument("--ignore-eos", action="store_true")
+
+
+def add_export(verb: argparse.ArgumentParser) -> None:
+    """The arguments of `vlmfx export`."""
+    verb.add_argument("model", help='folder, hub id, or "scenes"')
+    verb.add_argument(
+        "out", help="the folder to write; what an earlier export to it made is used where nothing changed"
+    )
+    verb.add_argument("--plan", metavar="FILE", help="the buckets, as `vlmfx plan --out` writes them")
+    verb.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    verb.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
+    verb.add_argument("--march", default="native", help="native, or x86-64-v2, -v3 or -v4 for other processors too")
+    verb.add_argument("--task", default="generate", help="generate or embed")
+    verb.add_argument("--max-model-len", type=int, help="tokens of the longest prompt and answer")
+    verb.add_argument("--max-num-seqs", type=int, default=16, help="sequences at once (16)")
+    verb.add_argument("--copy-weights", action="store_true", help="put the weights into the bundle, too")
+    verb.add_argument("--jobs", type=int, help="compiling processes at once; by default as processors and memory allow")
+
+
+def export(args: argparse.Namespace) -> int:
+    """`vlmfx export`: the bundle's folder, and how to run it."""
+    from vlmfx.export import export
+
+    names = "plan", "device", "dtype", "march", "task", "max_model_len", "max_num_seqs", "copy_weights", "jobs"
+    made = export(args.model, args.out, **{name: getattr(args, name) for name in names})
+    print(f"{args.out}: {len(made.programs)} programs of {made.model} for {made.host.device}, {made.dtype}")
+    return 0
 
 
 def _add_loading(verb: argparse.ArgumentParser) -> None:

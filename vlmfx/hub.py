@@ -16,6 +16,9 @@ SCENES = Path(__file__).parent / "assets" / "scenes"  # the model that ships wit
 ALLOW = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
 IGNORE = ("*/*.txt", "*/*.jinja", "*/*.model", "*/*.safetensors", "*/*/*", "onnx/*", "original/*", "consolidated*")
 
+BUNDLE = "bundle.json"  # compile/bundle.py writes it
+_HUB_CACHE = re.compile(r"/(models|datasets|spaces)--[^/]+/snapshots/")
+
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
@@ -42,6 +45,8 @@ def resolve(
             )
         return SCENES
     if os.path.isdir(model):  # not Path.is_dir: it raises for names that are too long, and takes "" for "."
+        if (Path(model) / BUNDLE).exists() and _HUB_CACHE.search(os.path.abspath(model)):
+            raise CheckpointError(_refused_bundle(str(model)))
         return Path(model)
     if os.path.exists(model):
         raise CheckpointError(f"{model} is a file, expected a model folder; give the folder that holds it.")
@@ -84,9 +89,18 @@ def _download(
     except Exception as error:  # HTTP errors of several libraries, full disks, invalid names
         reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")[:300] or type(error).__name__
         raise CheckpointError(f"{at} could not be downloaded ({reason}); try again or give a local folder.") from error
+    if (Path(folder) / BUNDLE).exists():
+        raise CheckpointError(_refused_bundle(at))
     if not any(Path(folder).glob("*.safetensors")):
         raise CheckpointError(_no_weights(repo, at, revision, token, local_files_only))
     return Path(folder)
+
+
+def _refused_bundle(at: str) -> str:
+    return (
+        f"{at} holds a bundle ({BUNDLE}), which is a program and is never run from a hub or its cache; export the model itself, or "
+        "copy the bundle to a folder of your own if you trust it."
+    )
 
 
 def _no_weights(repo: str, at: str, revision: str | None, token: str | bool | None, local_files_only: bool) -> str:

@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from vlmfx import checkpoint
 from vlmfx.checkpoint import Model
+from vlmfx.compile import buckets
 from vlmfx.engine import engine, pooler
 from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput, ScoringRequestOutput, score_of
+from vlmfx.engine.executors import executor_for
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.errors import BatchError, InvalidRequest, as_vlmfx_error, shown
@@ -44,7 +46,9 @@ class LLM:
     "fps": how video files are sampled, 32 frames by default) and mm_processor_kwargs ({"num_crops": 16}), of which a prompt's own
     win, allowed_local_media_path (the folder that file: URLs may lie in; by default there is none), allowed_media_domains, and
     private_media_hosts (hosts with a private address that URLs may name; by default none); task is "generate", or "embed" (also
-    "embedding") for embed and score. Raises CheckpointError, DeviceError, or InvalidRequest for an option."""
+    "embedding") for embed and score. backend: how programs run, "auto" (a bundle's own, graphs on a GPU, else "eager"), "eager"
+    (enforce_eager=True too), "cuda_graph", "mlu_graph" or "inductor", for the buckets of plan (a Plan or its file); strict refuses what
+    the plan does not cover, which otherwise runs uncompiled. Raises CheckpointError, DeviceError, or InvalidRequest for an option."""
 
     def __init__(
         self,
@@ -65,6 +69,10 @@ class LLM:
         private_media_hosts: Sequence[str] | None = None,
         trust_remote_code: bool = False,
         task: str = "generate",
+        backend: str = "auto",
+        plan: buckets.Plan | str | Path | None = None,
+        strict: bool = False,
+        enforce_eager: bool = False,
         **others: Any,
     ) -> None:
         check_others(others)
@@ -104,6 +112,10 @@ class LLM:
             processor = with_options(self.model.processor, limit_mm_per_prompt, media, media_io_kwargs, settings)
             self.model = replace(self.model, processor=processor)
         self.max_num_seqs = max_num_seqs
+        self.executor = executor_for(
+            self.model, task=self.task, backend="eager" if enforce_eager else backend, plan=plan, strict=strict,
+            max_num_seqs=max_num_seqs,
+        )  # fmt: skip
 
     def generate(
         self,
@@ -143,7 +155,9 @@ class LLM:
                     params=param, arrival=arrival, prompt=made.prompt,
                 )  # fmt: skip
                 requests.append(request)
-        outputs = engine.run(self.model, requests, max_num_seqs=self.max_num_seqs, on_text=on_text or _ignore)
+        outputs = engine.run(
+            self.model, requests, max_num_seqs=self.max_num_seqs, executor=self.executor, on_text=on_text or _ignore
+        )
         for output in tqdm(
             outputs, total=len(requests), desc="generate", unit="prompt", disable=not use_tqdm or len(items) < 2
         ):
@@ -252,7 +266,7 @@ class LLM:
                     waiting.append(number)
                     yield inputs
 
-        vectors = pooler.run(self.model, prepared(), dimensions=dimensions)
+        vectors = pooler.run(self.model, prepared(), dimensions=dimensions, executor=self.executor)
         for inputs, vector in tqdm(
             vectors, total=len(items), desc="embed", unit="prompt", disable=not use_tqdm or len(items) < 2
         ):

@@ -14,6 +14,7 @@ from tests import invariants
 from tests.golden_cases import EVERY, TINY, load_model
 from tests.pictures import mixed
 from vlmfx.checkpoint import Model
+from vlmfx.compile import executor
 from vlmfx.engine import pooler, runner
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.prompt import prepare
@@ -96,7 +97,7 @@ def test_requests_are_prepared_as_they_are_needed():
 
 
 def test_no_cache_is_made_and_no_gradient_kept(model, monkeypatch):
-    monkeypatch.setattr(runner, "allocate", lambda *args: pytest.fail("a cache was allocated"))
+    monkeypatch.setattr(executor, "empty_cache", lambda *args, **kwargs: pytest.fail("a cache was allocated"))
     model = replace(model, params=torch.utils._pytree.tree_map(lambda t: t.clone().requires_grad_(), model.params))
     for _, vector in pooler.run(model, prepared(model)[:2]):
         assert not vector.requires_grad

@@ -116,7 +116,7 @@ def test_a_request_that_could_cross_has_the_long_logits_at_its_first_step():
     inputs = prepare(model.processor, {"prompt_token_ids": prompt(500)})
     following = reference_logits([*prompt(500), *prompt(100, seed=1)])[499], reference_logits(prompt(500))[-1]
     for max_len, expected in zip((ORIGINAL + 1, ORIGINAL), following, strict=True):
-        mine = runner.prefill(model, [inputs], [max_len], runner.allocate(model, 1, max_len), 0)[1][0]
+        mine = runner.prefill(model, [inputs], [max_len], model.executor.cache(1, max_len), 0)[1][0]
         torch.testing.assert_close(mine, expected, atol=5e-4, rtol=1e-4)
 
 

@@ -6,9 +6,10 @@ import json
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from vlmfx.errors import PlanError, shown
+from vlmfx.errors import PlanError, reason_of, shown
 
 UNITS = {"encode": "patches", "prefill": "tokens", "decode": "sequences", "pool": "tokens"}
 MAX_GRAPHS = 48
@@ -40,6 +41,11 @@ class Plan:
             raise PlanError(
                 f"plan: it has {self.num_graphs} rungs in all, expected at most {self.max_graphs}; remove some or raise max_graphs."
             )
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The names of those that have rungs."""
+        return tuple(program for program in UNITS if self.rungs(program))
 
     @property
     def num_graphs(self) -> int:
@@ -102,6 +108,17 @@ def check_size(name: str, value: Any) -> None:
     """Raise PlanError for what is no whole number from 1 to MAX_SIZE; True and 1.0 are none."""
     if type(value) is not int or not 1 <= value <= MAX_SIZE:
         raise PlanError(f"{name} is {shown(value)}, expected a whole number from 1 to {MAX_SIZE}; change it to one.")
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan in a JSON file, as `vlmfx plan --out` writes it. Raises PlanError."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PlanError(
+            f"plan: {path} cannot be read ({reason_of(error)}); write one with `vlmfx plan --out`."
+        ) from None
+    return Plan.from_dict(value)
 
 
 def check_program(program: Any) -> None:

@@ -59,7 +59,7 @@ class LayeredStep:
         self._block = wrap(partial(decoder.block, config.text))
         self._leave = wrap(partial(leave, functions, config))
 
-    def __call__(self, params: Tree, inputs: Step, cache: Cache) -> tuple[Tensor, Tensor]:
+    def __call__(self, params: Tree, cache: Cache, inputs: Step) -> tuple[Tensor, Tensor]:
         """The next ids (num_seqs,) int64 and their logits (num_seqs, vocab); the cache is written in place."""
         text, norms = params["text"], decoder.norm_weights(params["text"])
         outer = {"text": {name: text[name] for name in ("embed", "head") if name in text}}

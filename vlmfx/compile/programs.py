@@ -5,10 +5,13 @@ text and features is inside a step, and so is the choice of the next token: ids 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from vlmfx.models import pooling
@@ -17,6 +20,32 @@ from vlmfx.models.pooling import Pooling
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.sample import sample
 from vlmfx.tree import Tree, node
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProgramSet:
+    """The programs of one model: a family's functions with all that is fixed in them."""
+
+    functions: ModuleType
+    config: Any
+    dtype: torch.dtype
+    device: torch.device
+    pooling: Pooling = "last"
+
+    def program(self, name: str) -> Callable[..., Tree]:
+        """encode(params, inputs), prefill(params, cache, inputs), decode(params, cache, inputs) or pool(params, inputs)."""
+        fn: Any
+        if name == "pool":
+            fn = partial(pool, self.functions, self.config, self.pooling)
+        else:
+            fn = partial(encode if name == "encode" else step, self.functions, self.config)
+        fn.__name__ = name  # what errors call it
+        return cast(Callable[..., Tree], fn)
+
+    @property
+    def row_size(self) -> int:
+        """The width of a feature row."""
+        return int(getattr(self.config, "row_size", self.config.text.hidden_size))
 
 
 @node()
@@ -57,7 +86,7 @@ def encode(functions: ModuleType, config: Any, params: Tree, inputs: VisionInput
     return rows
 
 
-def step(functions: ModuleType, config: Any, params: Tree, inputs: Step, cache: Cache) -> tuple[Tensor, Tensor]:
+def step(functions: ModuleType, config: Any, params: Tree, cache: Cache, inputs: Step) -> tuple[Tensor, Tensor]:
     """Prefill or decode: the next ids (num_seqs,) int64 and their logits (num_seqs, vocab); the cache is written in place."""
     return choose(functions.logits(params, config, _hidden(functions, config, params, inputs, cache)), inputs.sampling)
 

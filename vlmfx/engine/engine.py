@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmfx.checkpoint import Model
+from vlmfx.compile.executor import Executor
 from vlmfx.compile.programs import Sampling
 from vlmfx.engine import runner, sequence
 from vlmfx.engine.request import RequestOutput
@@ -26,6 +27,7 @@ def run(
     *,
     max_num_seqs: int,
     max_tokens: int = runner.MAX_TOKENS,
+    executor: Executor | None = None,
     on_text: OnText = lambda number, text: None,
 ) -> Iterator[RequestOutput]:
     """The outputs of the requests as they finish; request_id is a request's number.
@@ -35,11 +37,14 @@ def run(
     if not requests:
         return
     waiting, one_by_one = deque(requests), 0
+    executor = executor or model.executor
     longest = max(r.max_len(model) for r in requests)
-    num_rows = min(max_num_seqs, len(requests))
+    num_rows = min(max_num_seqs, len(requests), _most_rows(executor))
+    if executor.plan is not None and executor.plan.prefill:
+        max_tokens = min(max_tokens, executor.plan.prefill[-1])
     running: list[sequence.Sequence] = []
     ids = torch.empty(0, dtype=torch.int64, device=model.device)
-    cache = runner.allocate(model, num_rows, longest)
+    cache = executor.cache(num_rows, longest)
     while waiting or running:
         if waiting and len(running) < num_rows:
             admitted = _admit(waiting, 1 if one_by_one else num_rows - len(running), max_tokens)
@@ -53,9 +58,10 @@ def run(
             if not new:
                 continue
             try:
-                # No plan: run eagerly, padding would only be work.
                 prompts, max_lens = [s.inputs for s in new], [s.max_len for s in new]
-                next_ids, logits = runner.prefill(model, prompts, max_lens, cache, len(running), _sampling(model, new))
+                next_ids, logits = runner.prefill(
+                    model, prompts, max_lens, cache, len(running), _sampling(model, new), executor
+                )
             except Exception as error:  # out of memory, most likely: again, one at a time, so that only the cause fails
                 if len(admitted) > 1:
                     waiting.extendleft(reversed([r for r in admitted if r.number in {s.number for s in new}]))
@@ -69,17 +75,24 @@ def run(
         else:
             positions, lens = [s.next_position for s in running], [s.context_len for s in running]
             max_lens, sampling = [s.max_len for s in running], _sampling(model, running)
-            ids, logits = runner.decode(model, ids, positions, lens, max_lens, cache, sampling)
+            ids, logits = runner.decode(model, ids, positions, lens, max_lens, cache, sampling, executor)
             _push(ids, logits, running, on_text)
         for row in reversed(range(len(running))):
             if running[row].end is not None:
                 yield running[row].output()
                 last = running.pop()
                 if row < len(running):
-                    runner.move_row(cache, len(running), row)
+                    runner.move_row(cache, executor.layout, len(running), row)
                     running[row] = last
                     ids[row] = ids[len(running)]
                 ids = ids[: len(running)]
+
+
+def _most_rows(executor: Executor) -> int:
+    """Sequences that an executor's cache and plan hold at once."""
+    plan, layout = executor.plan, executor.layout
+    most = [plan.max_seqs, *plan.decode[-1:]] if plan is not None else []
+    return min(most + ([layout.num_rows] if layout is not None else []), default=2**31)
 
 
 def _admit(waiting: deque[Request], most: int, max_tokens: int) -> list[Request]:

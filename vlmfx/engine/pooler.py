@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlmfx.checkpoint import Model
-from vlmfx.compile import programs
+from vlmfx.compile.executor import Executor
 from vlmfx.engine import runner
 from vlmfx.errors import InvalidRequest, shown
 from vlmfx.models.pooling import normalize
@@ -29,7 +29,12 @@ def check_dimensions(model: Model, dimensions: int | None) -> None:
 
 @torch.no_grad()  # as a decorator: a `with` in a generator would hold for its caller, too
 def run(
-    model: Model, requests: Iterable[ModelInputs], *, dimensions: int | None = None, max_tokens: int = runner.MAX_TOKENS
+    model: Model,
+    requests: Iterable[ModelInputs],
+    *,
+    dimensions: int | None = None,
+    max_tokens: int = runner.MAX_TOKENS,
+    executor: Executor | None = None,
 ) -> Iterator[tuple[ModelInputs, Tensor]]:
     """(request, its unit vector (dimensions,) float32 on the CPU), in order.
 
@@ -37,15 +42,8 @@ def run(
     decided by max_tokens alone, and does not change a vector beyond rounding."""
     check_dimensions(model, dimensions)
     for batch in _passes(requests, max_tokens):
-        yield from zip(batch, embed(model, batch, dimensions).cpu(), strict=True)
-
-
-def embed(model: Model, requests: list[ModelInputs], dimensions: int | None = None) -> Tensor:
-    """The unit vectors (n, dimensions) float32 of requests that go through the model in one pass."""
-    seq_lens = [len(r.token_ids) for r in requests]
-    inputs = runner.with_extras(model, runner.pack(requests, runner.encode(model, requests)), seq_lens, seq_lens)
-    pooled = programs.pool(model.functions, model.config, model.pooling, model.params, inputs)
-    return normalize(pooled, dimensions)
+        vectors = normalize(runner.pool(model, batch, executor), dimensions)
+        yield from zip(batch, vectors.cpu(), strict=True)
 
 
 def _passes(requests: Iterable[ModelInputs], max_tokens: int) -> Iterator[list[ModelInputs]]:

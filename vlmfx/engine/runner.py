@@ -1,8 +1,8 @@
 """The model's programs on the engine's batches: encode and prefill of new requests, one decode step of running ones.
 
 This is the only file that knows how the cache is used: today row i of a batch owns block i, which is as long as the longest
-sequence may get, so slots are row·length + position and no block table is needed. With a plan, the inputs of each program are padded to
-its buckets; outputs do not show it."""
+sequence may get, or where the executor's cache is paged as many blocks in a row; so slots are row·length + position. Inputs are padded
+to the executor's buckets; outputs do not show it."""
 
 from __future__ import annotations
 
@@ -16,50 +16,42 @@ import torch
 from torch import Tensor
 
 from vlmfx.checkpoint import Model
-from vlmfx.compile import programs
-from vlmfx.compile.buckets import Plan
+from vlmfx.compile.executor import Executor, moved
+from vlmfx.compile.layout import CacheLayout
 from vlmfx.compile.padding import pad_decode, pad_prefill, pad_vision
 from vlmfx.compile.programs import Sampling, Step
 from vlmfx.models.layers import Batch, Cache
 from vlmfx.models.vision_inputs import concat, cumulative
 from vlmfx.ops.paged_decode_attention import TILE, DecodeWork, decode_work, num_items_for
 from vlmfx.processing.inputs import ModelInputs
-from vlmfx.tree import tree_map
 
 ONEDNN = Lock()
 MAX_TOKENS = 8192  # of the prompts that go through the model together; a longer one goes alone
 
 
-def allocate(model: Model, num_rows: int, length: int) -> Cache:
-    """The cache of num_rows sequences of at most `length` tokens: k and v a layer, (num_rows, kv_heads, length, head_dim), all zero."""
-    text = model.config.text
-    shape = (num_rows, text.num_kv_heads, length, text.head_dim)
-
-    def zeros() -> Tensor:
-        return torch.zeros(shape, dtype=model.dtype, device=model.device)
-
-    return [(zeros(), zeros()) for _ in range(text.num_layers)]
-
-
-def move_row(cache: Cache, source: int, target: int) -> None:
+def move_row(cache: Cache, layout: CacheLayout | None, source: int, target: int) -> None:
     """Copy a sequence's cached tokens to another row."""
+    size = 1 if layout is None else layout.max_blocks
     for k_and_v in cache:
-        for rows in k_and_v:
-            rows[target].copy_(rows[source])
+        for blocks in k_and_v:
+            blocks[target * size : (target + 1) * size].copy_(blocks[source * size : (source + 1) * size])
 
 
-def encode(model: Model, requests: Sequence[ModelInputs], plan: Plan | None = None) -> list[Tensor | None]:
-    """Feature rows of each request, from one call for all images; ready embeddings pass through, None is text alone."""
-    pixels = [r.vision for r in requests if r.vision is not None]
-    encoded = iter(())
-    if pixels:
-        counts = [r.num_features for r in requests if r.vision is not None]
-        inputs = concat(pixels)
-        if plan is not None:
-            size = plan.bucket("encode", len(inputs.position_ids))
-            inputs = pad_vision(inputs, size, plan.max_segments, model.config.vision.patch_size)
-        rows = programs.encode(model.functions, model.config, model.params, inputs.to(model.device))
-        encoded = iter(rows[: sum(counts)].split(counts))
+def encode(model: Model, requests: Sequence[ModelInputs], executor: Executor | None = None) -> list[Tensor | None]:
+    """Feature rows of each request, from one call for all images, or from as few as a plan allows; ready embeddings pass through, None is
+    text alone."""
+    executor = executor or model.executor
+    rows: list[Tensor] = []
+    for group in _encode_groups([r for r in requests if r.vision is not None], executor):
+        inputs = concat([r.vision for r in group if r.vision is not None])
+        size = executor.bucket("encode", len(inputs.position_ids), inputs.num_segments)
+        if size is not None and executor.plan is not None:
+            inputs = pad_vision(inputs, size, executor.plan.max_segments, model.config.vision.patch_size)
+        counts = [r.num_features for r in group]
+        made = executor.encode(inputs)[: sum(counts)]
+        # A program may write its next rows where these are.
+        rows += (made if executor.plan is None else made.clone()).split(counts)
+    encoded = iter(rows)
     return [
         next(encoded)
         if r.vision is not None
@@ -70,6 +62,23 @@ def encode(model: Model, requests: Sequence[ModelInputs], plan: Plan | None = No
     ]
 
 
+def _encode_groups(requests: Sequence[ModelInputs], executor: Executor) -> Iterator[list[ModelInputs]]:
+    """The requests in order, in groups whose images a plan's largest bucket holds; one that is larger is alone."""
+    plan, size, segments = executor.plan, 0, 0
+    group: list[ModelInputs] = []
+    most = (plan.encode[-1], plan.max_segments) if plan is not None and plan.encode else (2**62, 2**62)
+    for request in requests:
+        assert request.vision is not None
+        more = len(request.vision.position_ids), request.vision.num_segments
+        if group and (size + more[0] > most[0] or segments + more[1] > most[1]):
+            yield group
+            group, size, segments = [], 0, 0
+        group.append(request)
+        size, segments = size + more[0], segments + more[1]
+    if group:
+        yield group
+
+
 def prefill(
     model: Model,
     requests: Sequence[ModelInputs],
@@ -77,26 +86,40 @@ def prefill(
     cache: Cache,
     first_row: int,
     sampling: Sampling | None = None,
-    plan: Plan | None = None,
+    executor: Executor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The token after each prompt (n,) and its logits (n, vocab); the prompts' keys and values are in rows first_row, first_row + 1, ...
 
     max_lens: the most tokens each sequence may ever have. sampling, on the host: None for greedy."""
-    lengths, length = [len(r.token_ids) for r in requests], cache[0][0].shape[2]
-    rows = range(first_row, first_row + len(requests))
+    executor = executor or model.executor
+    lengths = [len(r.token_ids) for r in requests]
+    bucket = executor.bucket("prefill", sum(lengths), len(requests))  # refused, if at all, before images are encoded
+    rows, layout = range(first_row, first_row + len(requests)), executor.layout
+    length = cache[0][0].shape[2] if layout is None else layout.max_len
     slots = [torch.arange(n, dtype=torch.int32) + row * length for row, n in zip(rows, lengths, strict=True)]
     inputs = replace(
-        pack(requests, encode(model, requests, plan)),
+        pack(requests, encode(model, requests, executor)),
         last=torch.tensor(lengths).cumsum(0) - 1,
         sampling=sampling,
     )
-    inputs = replace(inputs, batch=replace(inputs.batch, slot_mapping=torch.cat(slots)))
-    if plan is not None:
-        size = plan.bucket("prefill", len(inputs.ids))
-        inputs = pad_prefill(inputs, size, plan.max_seqs, size)
-    inputs = with_extras(model, inputs, max_lens, lengths)
-    ids, logits = programs.step(model.functions, model.config, model.params, inputs, cache)
+    batch = replace(inputs.batch, slot_mapping=torch.cat(slots))
+    if layout is not None:
+        no_prefix = torch.zeros(len(requests), dtype=torch.int32)
+        batch = replace(batch, block_table=_block_table(rows, layout), prefix_lens=no_prefix)
+    inputs = replace(inputs, batch=batch)
+    inputs = _padded(model, inputs, bucket, executor)
+    inputs = replace(inputs, extras=_extras(model, inputs, max_lens, lengths))
+    ids, logits = executor.step(inputs, cache)
     return ids[: len(requests)], logits[: len(requests)]
+
+
+def pool(model: Model, requests: Sequence[ModelInputs], executor: Executor | None = None) -> Tensor:
+    """One vector a request (n, hidden) float32, not yet of unit length."""
+    executor = executor or model.executor
+    lengths = [len(r.token_ids) for r in requests]
+    bucket = executor.bucket("pool", sum(lengths), len(requests))
+    inputs = _padded(model, pack(requests, encode(model, requests, executor)), bucket, executor)
+    return executor.pool(replace(inputs, extras=_extras(model, inputs, lengths, lengths)))[: len(requests)]
 
 
 def pack(requests: Sequence[ModelInputs], features: Sequence[Tensor | None]) -> Step:
@@ -115,15 +138,27 @@ def pack(requests: Sequence[ModelInputs], features: Sequence[Tensor | None]) -> 
     )
 
 
+def _padded(model: Model, inputs: Step, bucket: int | None, executor: Executor) -> Step:
+    """Prefill inputs of a bucket; a program of one always takes feature rows, be they none."""
+    if bucket is None or executor.plan is None:
+        return inputs
+    if inputs.features is None and executor.layout is not None:
+        none = torch.empty(0, model.program_set.row_size, dtype=model.dtype, device=model.device)
+        inputs = replace(inputs, features=none, feature_index=torch.full_like(inputs.ids, -1))
+    return pad_prefill(inputs, bucket, executor.plan.max_seqs, bucket)
+
+
 def with_extras(model: Model, inputs: Step, max_lens: Sequence[int], seq_lens: Sequence[int]) -> Step:
     """The inputs, padded already, on the model's device, with what the family wants beyond the common ones.
 
     max_lens: the most tokens each sequence may ever have; seq_lens: its tokens in this step."""
-    inputs = tree_map(lambda t: None if t is None else t.to(model.device), inputs)
-    extras = model.functions.extras(
+    return moved(replace(inputs, extras=_extras(model, inputs, max_lens, seq_lens)), model.device)
+
+
+def _extras(model: Model, inputs: Step, max_lens: Sequence[int], seq_lens: Sequence[int]) -> Any:
+    return model.functions.extras(
         model.config, max_lens, seq_lens, len(inputs.ids), inputs.features, inputs.feature_index
     )
-    return replace(inputs, extras=tree_map(lambda t: t.to(model.device), extras))
 
 
 def decode(
@@ -134,28 +169,42 @@ def decode(
     max_lens: Sequence[int],
     cache: Cache,
     sampling: Sampling | None = None,
-    plan: Plan | None = None,
+    executor: Executor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The token after one more token of rows 0..n−1, (n,), and its logits (n, vocab).
 
     ids (n,) is that one more token; positions its position; context_lens the tokens of each row, this one included; max_lens and sampling
     as in `prefill`."""
-    n, length = len(positions), cache[0][0].shape[2]
+    executor = executor or model.executor
+    n, layout = len(positions), executor.layout
+    length = cache[0][0].shape[2] if layout is None else layout.max_len
     lens, place = torch.tensor(context_lens, dtype=torch.int32), torch.tensor(positions)
     inputs = Step(
         ids=ids,
         positions=place.expand(3, -1) if model.config.text.mrope_section else place,
-        batch=Batch(context_lens=lens, slot_mapping=torch.arange(n, dtype=torch.int32) * length + lens - 1),
+        batch=Batch(
+            context_lens=lens,
+            slot_mapping=torch.arange(n, dtype=torch.int32) * length + lens - 1,
+            block_table=None if layout is None else _block_table(range(n), layout),
+        ),
         sampling=sampling,
     )
-    if plan is not None:
-        inputs = pad_decode(inputs, plan.bucket("decode", n))
-        context_lens = [*context_lens, *[0] * (len(inputs.ids) - n)]
+    bucket = executor.bucket("decode", n)
+    if bucket is not None:
+        inputs = pad_decode(inputs, bucket)
+        context_lens = [*context_lens, *[0] * (bucket - n)]
     inputs = replace(inputs, batch=replace(inputs.batch, work=_decode_work(model, context_lens)))
-    inputs = with_extras(model, inputs, max_lens, [1] * n)
+    inputs = replace(inputs, extras=_extras(model, inputs, max_lens, [1] * n))
     with matmul_backend(model, len(inputs.ids)):
-        next_ids, logits = programs.step(model.functions, model.config, model.params, inputs, cache)
+        next_ids, logits = executor.step(inputs, cache)
     return next_ids[:n], logits[:n]
+
+
+def _block_table(rows: Sequence[int], layout: CacheLayout) -> Tensor:
+    """(num rows, max_blocks) int32: the blocks of each row, one after another."""
+    return torch.tensor(rows, dtype=torch.int32)[:, None] * layout.max_blocks + torch.arange(
+        layout.max_blocks, dtype=torch.int32
+    )
 
 
 def _decode_work(model: Model, context_lens: Sequence[int]) -> DecodeWork | None:

@@ -1,0 +1,152 @@
+"""Bundle: a folder with a model's programs compiled ahead of time, and what else it takes to run them.
+
+A bundle is code: loading it runs it. It is read from a local folder only, never from a hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from vlmfx.compile import package
+from vlmfx.compile.buckets import Plan
+from vlmfx.compile.compiled import Compiled
+from vlmfx.compile.host import Host
+from vlmfx.compile.layout import CacheLayout
+from vlmfx.errors import CheckpointError, reason_of, shown
+
+MANIFEST = "bundle.json"
+FORMAT = 1
+CHUNK = 1 << 20
+AGAIN = "export it again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """What bundle.json says. programs: "decode-8" → the name of its package in the folder. hashes: file → sha256, of packages and
+    of the processor's files. weights: the folder with the checkpoint's weights, and weight_sizes its files' bytes."""
+
+    folder: Path
+    vlmfx: str
+    model: str
+    task: str
+    dtype: str
+    host: Host
+    plan: Plan
+    layout: CacheLayout
+    programs: Mapping[str, str]
+    hashes: Mapping[str, str]
+    weights: Path
+    weight_sizes: Mapping[str, int]
+
+    def program(self, name: str, size: int) -> Compiled:
+        """The program of a bucket. Raises CompileError for a package that cannot be loaded."""
+        return package.load(self.folder / self.programs[program_name(name, size)])
+
+    def write(self) -> None:
+        """Write bundle.json, whole or not at all: a folder without one is no bundle. Raises OSError."""
+        value = {"format": FORMAT, **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}}
+        inside = self.weights == self.folder
+        value |= {
+            "host": asdict(self.host),
+            "plan": self.plan.as_dict(),
+            "layout": asdict(self.layout),
+            "weights": "." if inside else str(self.weights),
+        }
+        part = self.folder / f"{MANIFEST}.{os.getpid()}.part"
+        part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, self.folder / MANIFEST)
+
+
+def program_name(name: str, size: int) -> str:
+    return f"{name}-{size}"
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder says that it is one."""
+    return (folder / MANIFEST).exists()
+
+
+def read(folder: Path) -> Bundle:
+    """The bundle in a folder, every file of it checked, for this machine. Raises CheckpointError."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if found["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder}: {MANIFEST} has format {shown(found['format'])}, expected {FORMAT}; {AGAIN} with this vlmfx."
+            )
+        host = found["host"] | {key: tuple(found["host"][key]) for key in ("capability", "flags")}
+        bundle = Bundle(
+            folder=folder,
+            host=Host(**host),
+            plan=Plan.from_dict(found["plan"]),
+            layout=CacheLayout(**found["layout"]),
+            weights=folder if found["weights"] == "." else Path(found["weights"]),
+            **{key: found[key] for key in ("vlmfx", "model", "task", "dtype", "programs", "hashes", "weight_sizes")},
+        )
+        names = {program_name(program, size) for program in bundle.plan.programs for size in bundle.plan.rungs(program)}
+        if names != {*bundle.programs} or not {*bundle.programs.values()} <= {*bundle.hashes}:
+            raise ValueError("its programs are not those of its plan")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: {MANIFEST} cannot be read ({reason_of(error)}); {AGAIN}.") from None
+    reason = bundle.host.refusal()
+    if reason is not None:
+        raise CheckpointError(f"{folder}: {reason}; {AGAIN} here.")
+    for name, expected in bundle.hashes.items():
+        _check_file(folder, name, expected)
+    _check_weights(bundle)
+    return bundle
+
+
+def check_options(
+    bundle: Bundle, dtype: str | torch.dtype | None, device: str | torch.device | None, task: str
+) -> None:
+    """Raise CheckpointError for options that ask for another program than the bundle has."""
+    asked = {
+        "dtype": (str(dtype).removeprefix("torch."), bundle.dtype),
+        "device": (str(device).split(":")[0], bundle.host.device),
+        "task": (task, bundle.task),
+    }
+    for option, (found, expected) in asked.items():
+        if found not in ("None", "auto", expected):
+            raise CheckpointError(
+                f'{bundle.folder}: the bundle was exported for {option} "{expected}" but {option} is "{found}"; leave it out, or '
+                "export the model for that."
+            )
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    try:
+        found = sha256(folder / name)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {name} cannot be read ({reason_of(error)}); {AGAIN}.") from None
+    if found != expected:
+        raise CheckpointError(f"{folder}: {name} was altered or cut since the export; {AGAIN}.")
+
+
+def _check_weights(bundle: Bundle) -> None:
+    """Whether the weights are those of the export, by their sizes and, where they lie elsewhere, the config.json beside them."""
+    for name, size in bundle.weight_sizes.items():
+        path = bundle.weights / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            what = "is gone" if found is None else f"has {found} bytes, expected {size}"
+            raise CheckpointError(
+                f"{bundle.folder}: its weights are in {bundle.weights}, where {name} {what}; put it back, or {AGAIN} with copied weights."
+            )
+    if bundle.weights != bundle.folder:
+        _check_file(bundle.weights, "config.json", bundle.hashes["config.json"])
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
