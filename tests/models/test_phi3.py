@@ -24,7 +24,7 @@ from vlmfx import LLM, CheckpointError, SamplingParams
 from vlmfx.checkpoint import Model
 from vlmfx.engine import runner
 from vlmfx.models import phi3
-from vlmfx.models.rope import rope
+from vlmfx.models.rope import rope, row_factors
 from vlmfx.ops.rotary import rotary_table
 from vlmfx.processing.prompt import prepare
 
@@ -144,8 +144,9 @@ def test_decoding_equals_recomputing():
 def test_which_tokens_are_long():
     cfg = load_model(FOLDER).config.text
     extras = phi3.long_extras(cfg, [512, 513, 4096], [3, 2, 1], 8)
-    assert extras["is_long"].tolist() == [False, False, False, True, True, True, False, False]
-    assert extras["is_long"].dtype == torch.bool
+    short, long = (torch.tensor(f) for f in (cfg.long_rope.short_factor, cfg.long_rope.long_factor))
+    assert not torch.equal(short, long)
+    assert torch.equal(extras["factors"], torch.stack([short] * 3 + [long] * 3 + [short] * 2))
     assert phi3.long_extras(replace(cfg, long_rope=None), [512, 513], [1, 1], 2) == ()
 
 
@@ -163,8 +164,8 @@ def test_the_table_is_the_references_to_the_bit(is_long):
     cfg = phi3.text_config(hf)
     positions = torch.arange(131072 if is_long else 4096)
     cos, sin = module(config)(torch.zeros(1, 1, 1), positions[None])
-    long = torch.full(positions.shape, is_long)
-    mine, rounded = (rope(cfg, positions, dtype, long) for dtype in (torch.float32, torch.bfloat16))
+    factors = row_factors(cfg.long_rope, torch.full(positions.shape, is_long))
+    mine, rounded = (rope(cfg, positions, dtype, factors) for dtype in (torch.float32, torch.bfloat16))
     half = cfg.head_dim // 2
     assert torch.equal(mine.cos, cos[0])
     assert torch.equal(mine.sin[:, half:], sin[0, :, half:])

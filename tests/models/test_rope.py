@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.strategies import SEEDS, normal
 from tests.versions import transformers_from
-from vlmfx.models.rope import LongRope, rope
+from vlmfx.models.rope import LongRope, rope, row_factors
 from vlmfx.ops.rotary import RotaryTable, rotary
 
 POSITIONS = st.integers(0, 40_000)
@@ -126,6 +126,6 @@ def test_long_rope_equals_transformers(positions, is_long):
     )  # fmt: skip
     assert module.attention_scaling == pytest.approx((1 + torch.tensor(32.0).log() / torch.tensor(4096.0).log()) ** 0.5)
     cfg = Config(8, 10000.0, long_rope=long_rope)
-    table = rope(cfg, ids[0], torch.float32, torch.full_like(ids[0], is_long, dtype=torch.bool))
+    table = rope(cfg, ids[0], torch.float32, row_factors(long_rope, torch.full_like(ids[0], is_long, dtype=torch.bool)))
     for mine, theirs in zip(angles_of(table), (cos[0], sin[0]), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)

@@ -39,7 +39,7 @@ def enter(functions: ModuleType, config: Any, params: Tree, first_norm: Tensor, 
     """The prologue: merge, rotary table, first norm. Of params only the embedding is used."""
     x = functions.merge(params, config, inputs.ids, inputs.features, inputs.feature_index)
     more = functions.text_inputs(config, x, inputs.extras)
-    table = rope(config.text, inputs.positions, x.dtype, more.get("is_long"))
+    table = rope(config.text, inputs.positions, x.dtype, more.get("factors"))
     carry = Carry(h=rms_norm(x, first_norm, config.text.rms_norm_eps), x=x)
     return Entered(carry=carry, table=table, deepstack=more.get("deepstack"))
 

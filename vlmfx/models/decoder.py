@@ -129,12 +129,12 @@ def forward(
     cache: Cache | None,
     batch: Batch,
     *,
-    is_long: Tensor | None = None,
+    factors: Tensor | None = None,
     deepstack: Tensor | None = None,
 ) -> tuple[Tensor, Cache | None]:
-    """x (tokens, hidden), positions and is_long as `rope` takes them → hidden states after the final norm, and the cache, written in
+    """x (tokens, hidden), positions and factors as `rope` takes them → hidden states after the final norm, and the cache, written in
     place. deepstack (n, tokens, hidden): what is added after each of the first n layers (Qwen3-VL)."""
-    table = rope(cfg, positions, x.dtype, is_long)
+    table = rope(cfg, positions, x.dtype, factors)
     norms = norm_weights(params)
     carry = Carry(h=rms_norm(x, norms[0], cfg.rms_norm_eps), x=x)
     for i, p in enumerate(params["layers"]):

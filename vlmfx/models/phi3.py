@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vlmfx.models.decoder import DecoderConfig, head_dim
-from vlmfx.models.rope import LongRope
+from vlmfx.models.rope import LongRope, row_factors
 from vlmfx.models.text_config import is_tied, rope_settings
 from vlmfx.models.validate import positive_float, positive_int, refuse, supported
 from vlmfx.tree import Tree
@@ -73,11 +73,11 @@ def _factors(name: str, value: Any, length: int) -> tuple[float, ...]:
 
 
 def long_extras(cfg: DecoderConfig, max_lens: Sequence[int], seq_lens: Sequence[int], num_tokens: int) -> Tree:
-    """{"is_long": (num_tokens,) bool}, True for the tokens of sequences that may become longer than the original context; () for
-    plain rope. The answer is one for all steps of a request, so that its cache never holds keys of both kinds."""
+    """{"factors": (num_tokens, head_dim/2) float32}, the long ones for the tokens of sequences that may become longer than the original
+    context; () for plain rope. They are the same in all steps of a request, so that its cache never holds keys of both kinds."""
     if cfg.long_rope is None:
         return ()
     is_long = torch.tensor([n > cfg.long_rope.original_max_position_embeddings for n in max_lens], dtype=torch.bool)
     padded = torch.zeros(num_tokens, dtype=torch.bool)
     padded[: sum(seq_lens)] = is_long.repeat_interleave(torch.tensor(seq_lens, dtype=torch.int64))
-    return {"is_long": padded}
+    return {"factors": row_factors(cfg.long_rope, padded)}

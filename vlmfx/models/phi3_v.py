@@ -113,7 +113,7 @@ def extras(
     features: Tensor | None,
     feature_index: Tensor | None,
 ) -> Tree:
-    """Which tokens take the long rope factors, see `phi3.long_extras`."""
+    """The rope factors of each token, see `phi3.long_extras`."""
     return phi3.long_extras(cfg.text, max_lens, seq_lens, num_tokens)
 
 
@@ -148,5 +148,5 @@ def forward(
 
 
 def text_inputs(cfg: Phi3VConfig, x: Tensor, extras: Tree) -> dict[str, Tensor | None]:
-    """{"is_long": (tokens,) bool} with long rope."""
-    return {"is_long": extras["is_long"].to(x.device)} if cfg.text.long_rope is not None else {}
+    """{"factors": (tokens, head_dim/2)} with long rope."""
+    return {"factors": extras["factors"].to(x.device)} if cfg.text.long_rope is not None else {}

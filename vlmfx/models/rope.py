@@ -40,13 +40,15 @@ class RopeConfig(Protocol):
     def long_rope(self) -> LongRope | None: ...
 
 
-def rope(cfg: RopeConfig, positions: Tensor, dtype: torch.dtype, is_long: Tensor | None = None) -> RotaryTable:
+def rope(cfg: RopeConfig, positions: Tensor, dtype: torch.dtype, factors: Tensor | None = None) -> RotaryTable:
     """The table of positions (tokens,), or (3, tokens) of time, height and width with M-RoPE.
 
-    is_long (tokens,) bool, with LongRope only: which tokens take the long factors."""
+    factors (tokens, head_dim/2) float32, with LongRope only: each token's, as `row_factors` gives them."""
     if cfg.long_rope is not None:
-        assert is_long is not None, "LongRope needs to know each token's list"
-        return _long_table(cfg, cfg.long_rope, positions, is_long, dtype)
+        assert factors is not None, "LongRope needs to know each token's factors"
+        frequencies = inverse_frequencies(cfg.head_dim, cfg.rope_theta, positions.device, factors)
+        table, scale = rotary_table(positions[:, None].float() * frequencies, torch.float32), cfg.long_rope.scale
+        return RotaryTable((table.cos * scale).to(dtype), (table.sin * scale).to(dtype))
     angles = positions[..., None].float() * inverse_frequencies(cfg.head_dim, cfg.rope_theta, positions.device)
     if not cfg.mrope_section:
         return rotary_table(angles, dtype)
@@ -65,12 +67,7 @@ def _interleave(angles: Tensor, section: tuple[int, ...]) -> Tensor:
     return mixed
 
 
-def _long_table(
-    cfg: RopeConfig, long_rope: LongRope, positions: Tensor, is_long: Tensor, dtype: torch.dtype
-) -> RotaryTable:
-    short, long = (
-        inverse_frequencies(cfg.head_dim, cfg.rope_theta, positions.device, factors)
-        for factors in (long_rope.short_factor, long_rope.long_factor)
-    )
-    table = rotary_table(positions[:, None].float() * torch.where(is_long[:, None], long, short), torch.float32)
-    return RotaryTable((table.cos * long_rope.scale).to(dtype), (table.sin * long_rope.scale).to(dtype))
+def row_factors(long_rope: LongRope, is_long: Tensor) -> Tensor:
+    """is_long (tokens,) bool, which tokens take the long list → the factors of each, (tokens, head_dim/2) float32."""
+    short, long = (torch.tensor(row, dtype=torch.float32) for row in (long_rope.short_factor, long_rope.long_factor))
+    return torch.where(is_long[:, None], long, short)

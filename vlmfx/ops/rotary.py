@@ -5,7 +5,6 @@ only which position turns which pair, and that is settled when the angles are ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,12 +36,12 @@ def rotary(x: Tensor, table: RotaryTable) -> Tensor:
     return OP(x, table.cos, table.sin)
 
 
-def inverse_frequencies(dim: int, theta: float, device: torch.device, factors: Sequence[float] | None = None) -> Tensor:
-    """theta^(-2i/dim) for i < dim/2, float32: the angle a position adds to each pair, which a factor a pair may divide."""
+def inverse_frequencies(dim: int, theta: float, device: torch.device, factors: Tensor | None = None) -> Tensor:
+    """theta^(-2i/dim) for i < dim/2, float32: the angle a position adds to each pair, divided by factors (..., dim/2) float32."""
     periods = theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
     # Multiplied before the division, as in the references: another rounding is 3e-4 of a turn's cosine at position 131,071.
     if factors is not None:
-        periods = torch.tensor(factors, dtype=torch.float32, device=device) * periods
+        periods = factors * periods
     return 1.0 / periods
 
 
