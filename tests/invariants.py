@@ -79,7 +79,10 @@ def without_compute(model: Model) -> Model:
         return fail
 
     functions: Any = SimpleNamespace(
-        **{name: reached(name) for name in ("encode", "merge", "extras", "forward", "logits")}
+        **{
+            name: reached(name)
+            for name in ("vision_hidden", "project", "encode", "merge", "extras", "text_inputs", "forward", "logits")
+        }
     )
     return replace(model, functions=functions)
 

@@ -229,10 +229,7 @@ def stages(model: Model, inputs: ModelInputs) -> Iterator[tuple[str, Tensor, dic
         pixels = vision.patches(model.config.vision.patch_size, torch.float32)
         hidden = f.vision_hidden(model.params, model.config, vision)
         embeds = f.encode(model.params, model.config, vision)
-        where = [vision] * f.__name__.endswith("minicpm_v")
-        rows = f.project(model.params, model.config, hidden, *where)
-        rows = rows if vision.row_index is None else rows[vision.row_index]
-        torch.testing.assert_close(rows, embeds, rtol=0, atol=0)
+        torch.testing.assert_close(f.project(model.params, model.config, hidden, vision), embeds, rtol=0, atol=0)
         if f.__name__.endswith("minicpm_v"):
             yield from slice_stages(model, vision, pixels, hidden)
             yield "image_embeds", embeds.unflatten(0, (vision.num_segments, -1)), HIDDEN

@@ -14,7 +14,8 @@ from vlmfx.processing.chat import load_chat_template
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+TAPS = (ROOT / "docs" / "taps.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README + TAPS, re.S)
 
 
 @pytest.fixture
@@ -39,6 +40,12 @@ def test_first_example_prints_what_the_readme_says(desk):
     expected = re.search(r"prints `(.*?)` for", README)
     assert expected is not None
     assert run(["-c", PYTHON_BLOCKS[0]], desk).stdout.strip() == expected[1]
+
+
+def test_taps_example_prints_what_its_page_says(desk):
+    expected = re.search(r"prints `(.*?)`\.", TAPS)
+    assert expected is not None
+    assert run(["-c", PYTHON_BLOCKS[-1]], desk).stdout.strip() == expected[1]
 
 
 def test_command_line_example_answers(desk):

@@ -23,6 +23,7 @@ from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput, Scor
 from vlmfx.engine.executors import executor_for
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
+from vlmfx.engine.taps import checked
 from vlmfx.errors import BatchError, InvalidRequest, as_vlmfx_error, shown
 from vlmfx.options import check_others
 from vlmfx.processing.inputs import ModelInputs
@@ -125,17 +126,21 @@ class LLM:
         use_tqdm: bool = True,
         on_error: OnError = "return",
         on_text: Callable[[int, str], None] | None = None,
+        taps: Sequence[str] | None = None,
     ) -> list[RequestOutput]:
         """One RequestOutput a prompt, in order.
 
         prompts: one or a list of "text" | {"prompt", "multi_modal_data", "mm_processor_kwargs"} | {"prompt_token_ids", ...} |
         {"messages"}, or one conversation, a list of messages. sampling_params: one for all, or one a prompt; None is greedy to EOS or
         min(512, rest of the context).
-        on_text(number, text) is called with new text of each prompt as it comes. A single prompt that is wrong raises
-        InvalidRequest. In a list its place holds a result with `error` set and the others finish; with on_error="raise" a
-        BatchError follows that carries all outputs."""
+        on_text(number, text) is called with new text of each prompt as it comes. taps: names of the values on the way that each
+        output is to carry in its `taps`, on the CPU: "vision", "projected", "merged", "layer.0", "layer.1", ..., "hidden", "logits", see
+        `vlmfx.engine.taps.tap`; they cost another pass of each prompt.
+        A single prompt that is wrong raises InvalidRequest. In a list its place holds a result with `error` set and the others finish;
+        with on_error="raise" a BatchError follows that carries all outputs."""
         self._check_task("generate", "generate")
         _check_on_error(on_error)
+        names = checked(self.model, taps)
         prompts = as_prompt(prompts)
         is_single = not isinstance(prompts, (list, tuple))
         items = [prompts] if is_single else list(prompts)
@@ -152,7 +157,7 @@ class LLM:
             else:
                 request = Request(
                     number=number, num_tokens=len(made.expanded.token_ids), load=partial(_load, self.model, made),
-                    params=param, arrival=arrival, prompt=made.prompt,
+                    params=param, arrival=arrival, prompt=made.prompt, taps=names,
                 )  # fmt: skip
                 requests.append(request)
         outputs = engine.run(
@@ -184,6 +189,7 @@ class LLM:
         media_io_kwargs: dict[str, Any] | None = None,
         on_error: OnError = "return",
         on_text: Callable[[int, str], None] | None = None,
+        taps: Sequence[str] | None = None,
     ) -> list[RequestOutput]:
         """One RequestOutput a conversation: of a list of messages, or of a list of such lists.
 
@@ -206,8 +212,9 @@ class LLM:
         # [] for None: a key that holds None counts as absent.
         prompts = [{"messages": [] if c is None else c, **options} for c in conversations]
         return self.generate(
-            prompts if is_list else prompts[0], sampling_params, use_tqdm=use_tqdm, on_error=on_error, on_text=on_text
-        )
+            prompts if is_list else prompts[0], sampling_params, use_tqdm=use_tqdm, on_error=on_error, on_text=on_text,
+            taps=taps,
+        )  # fmt: skip
 
     def embed(
         self, prompts: Any, *, dimensions: int | None = None, use_tqdm: bool = True, on_error: OnError = "return"

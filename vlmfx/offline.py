@@ -27,11 +27,12 @@ def generate(
     use_tqdm: bool = True,
     on_error: OnError = "return",
     on_text: Callable[[int, str], None] | None = None,
+    taps: Sequence[str] | None = None,
     **options: Any,
 ) -> list[RequestOutput]:
-    """`LLM(model, **options).generate(prompts, sampling_params)`; an LLM or Model is used as it is, a name loads on each call."""
+    """`LLM(model, **options).generate(prompts, sampling_params, ...)`; an LLM or Model is used as it is, a name loads on each call."""
     llm = _llm_of(model, options)
-    return llm.generate(prompts, sampling_params, use_tqdm=use_tqdm, on_error=on_error, on_text=on_text)
+    return llm.generate(prompts, sampling_params, use_tqdm=use_tqdm, on_error=on_error, on_text=on_text, taps=taps)
 
 
 def embed(

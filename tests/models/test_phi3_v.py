@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.pictures import picture
 from tests.small_phi3_v import CROP, FOLDER, SIDE, small_model
 from vlmfx import CheckpointError
 from vlmfx.models import clip, phi3_v
-from vlmfx.models.vision_inputs import concat
+from vlmfx.models.vision_inputs import VisionInputs, concat
 from vlmfx.processing import phi3_v as processing
 from vlmfx.tree import leaves
 from vlmfx.weights import source_names
@@ -103,8 +104,14 @@ def test_rows_lie_line_by_line_then_the_whole_image(grids):
             for grid, image in zip(grids, images, strict=True)
         ]
     )
-    projected = f.project(params, cfg, f.vision_hidden(params, cfg, inputs))
+    hidden = f.vision_hidden(params, cfg, inputs)
+    projected = f.project(params, cfg, hidden, in_tower_order(inputs, len(hidden)))
     assert torch.equal(f.encode(params, cfg, inputs), arranged(projected, grids))
+
+
+def in_tower_order(inputs: VisionInputs, num_patches: int) -> VisionInputs:
+    """The inputs under which `project` arranges nothing: the rows of each view, then the two separators."""
+    return replace(inputs, row_index=torch.arange(num_patches // 4 + 2))
 
 
 def one_crop_a_tile(cfg: processing.Phi3VProcessing, grid: tuple[int, int]) -> processing.Phi3VProcessing:
@@ -129,7 +136,9 @@ def test_four_patches_become_one_row_in_reading_order():
     rows = torch.stack([*blocks, p["line_end"][0], p["crops_end"][0]])
     up = torch.nn.functional.gelu(rows @ p["up"]["weight"].T + p["up"]["bias"])
     expected = up @ p["down"]["weight"].T + p["down"]["bias"]
-    torch.testing.assert_close(small.functions.project(small.params, small.config, x), expected, atol=1e-5, rtol=1e-5)
+    inputs = in_tower_order(processing.vision_inputs(small.processor.config, [picture(CROP, CROP)]), len(x))
+    mine = small.functions.project(small.params, small.config, x, inputs)
+    torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_what_a_checkpoint_may_hold_besides():

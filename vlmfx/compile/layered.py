@@ -5,7 +5,7 @@ arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -16,7 +16,7 @@ from torch import Tensor
 from vlmfx.compile.programs import Sampling, Step, choose
 from vlmfx.models import decoder
 from vlmfx.models.decoder import Carry
-from vlmfx.models.layers import Cache
+from vlmfx.models.layers import Batch, Cache
 from vlmfx.models.rope import rope
 from vlmfx.ops.rms_norm import rms_norm
 from vlmfx.ops.rotary import RotaryTable
@@ -44,6 +44,19 @@ def enter(functions: ModuleType, config: Any, params: Tree, first_norm: Tensor, 
     return Entered(carry=carry, table=table, deepstack=more.get("deepstack"))
 
 
+def carries(
+    block: Callable[..., Carry], params: Tree, entered: Entered, batch: Batch, cache: Cache | None
+) -> Iterator[Carry]:
+    """The carry after each layer, computed when it is asked for. block: `decoder.block` of a config; the cache is written in place."""
+    text, norms = params["text"], decoder.norm_weights(params["text"])
+    carry, deepstack = entered.carry, entered.deepstack
+    layer_caches = [None] * len(text["layers"]) if cache is None else cache
+    for i, (p, kv) in enumerate(zip(text["layers"], layer_caches, strict=True)):
+        added = deepstack[i] if deepstack is not None and i < len(deepstack) else None
+        carry = block(p, norms[i + 1], carry, entered.table, kv, batch, added)
+        yield carry
+
+
 def leave(
     functions: ModuleType, config: Any, params: Tree, h: Tensor, last: Tensor | None, sampling: Sampling | None
 ) -> tuple[Tensor, Tensor]:
@@ -61,12 +74,10 @@ class LayeredStep:
 
     def __call__(self, params: Tree, cache: Cache, inputs: Step) -> tuple[Tensor, Tensor]:
         """The next ids (num_seqs,) int64 and their logits (num_seqs, vocab); the cache is written in place."""
-        text, norms = params["text"], decoder.norm_weights(params["text"])
+        text = params["text"]
         outer = {"text": {name: text[name] for name in ("embed", "head") if name in text}}
-        entered, batch = self._enter(outer, norms[0], inputs), inputs.batch
-        carry, deepstack = entered.carry, entered.deepstack
-        for i, (p, kv) in enumerate(zip(text["layers"], cache, strict=True)):
-            added = deepstack[i] if deepstack is not None and i < len(deepstack) else None
-            carry = self._block(p, norms[i + 1], carry, entered.table, kv, batch, added)
-        ids, logits = self._leave(outer, carry.h, inputs.last, inputs.sampling)
+        entered = self._enter(outer, decoder.norm_weights(text)[0], inputs)
+        for carry in carries(self._block, params, entered, inputs.batch, cache):
+            h = carry.h
+        ids, logits = self._leave(outer, h, inputs.last, inputs.sampling)
         return ids, logits

@@ -10,9 +10,12 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from vlmfx.errors import InvalidRequest, VlmfxError, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -133,7 +136,9 @@ class RequestMetrics:
 
 @dataclass
 class RequestOutput:
-    """A request and all it has produced so far. error is set where it failed; its batch mates are not affected."""
+    """A request and all it has produced so far. error is set where it failed; its batch mates are not affected.
+
+    taps: the values asked for, by name, on the CPU and in the model's dtype, see `vlmfx.engine.taps.tap`; None where none were."""
 
     request_id: str
     prompt: str | None
@@ -142,6 +147,7 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics | None = None
     error: VlmfxError | None = None
+    taps: dict[str, Tensor] | None = None
 
     @classmethod
     def failed(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from vlmfx.checkpoint import Model
 from vlmfx.engine.request import CompletionOutput, Logprob, RequestMetrics, RequestOutput, SamplingParams
 from vlmfx.engine.stopping import StopChecker, StopStep
+from vlmfx.engine.taps import tap
 from vlmfx.errors import VlmfxError
 from vlmfx.processing.detokenizer import IncrementalDetokenizer
 from vlmfx.processing.inputs import ModelInputs
@@ -19,7 +20,8 @@ from vlmfx.processing.inputs import ModelInputs
 class Request:
     """A request whose prompt's length is known, and whose pixels `load` makes once there is room for it.
 
-    number names it; arrival is when the user asked, by time.perf_counter; prompt is its text, where it has one."""
+    number names it; arrival is when the user asked, by time.perf_counter; prompt is its text, where it has one; taps names the
+    values that its output is to carry."""
 
     number: int
     num_tokens: int
@@ -27,6 +29,7 @@ class Request:
     params: SamplingParams
     arrival: float
     prompt: str | None = None
+    taps: tuple[str, ...] = ()
 
     @classmethod
     def ready(cls, number: int, inputs: ModelInputs, params: SamplingParams, arrival: float) -> Request:
@@ -62,6 +65,8 @@ class Sequence:
         self.inputs = request.load()
         self.params = params
         self.max_len = request.max_len(model)
+        taps = tap(model, self.inputs, request.taps, max_len=self.max_len)
+        self._taps = {name: value.cpu() for name, value in taps.items()} if request.taps else None
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
         self.token_ids: list[int] = []
         self.logprobs: list[dict[int, Logprob]] = []
@@ -140,4 +145,5 @@ class Sequence:
             outputs=[completion],
             finished=True,
             metrics=metrics,
+            taps=self._taps,
         )

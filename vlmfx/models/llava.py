@@ -117,7 +117,7 @@ def vision_hidden(params: Tree, cfg: LlavaConfig, inputs: VisionInputs) -> Tenso
     return (x if cfg.keep_class_token else x[:, 1:]).flatten(0, 1)
 
 
-def project(params: Tree, cfg: LlavaConfig, x: Tensor) -> Tensor:
+def project(params: Tree, cfg: LlavaConfig, x: Tensor, inputs: VisionInputs) -> Tensor:
     """Tower features → rows of the language model's width."""
     p = params["projector"]
     return linear(p["down"], activation(linear(p["up"], x), cfg.projector_act))
@@ -125,4 +125,4 @@ def project(params: Tree, cfg: LlavaConfig, x: Tensor) -> Tensor:
 
 def encode(params: Tree, cfg: LlavaConfig, inputs: VisionInputs) -> Tensor:
     """Images as pixels → (F, hidden), image after image."""
-    return project(params, cfg, vision_hidden(params, cfg, inputs))
+    return project(params, cfg, vision_hidden(params, cfg, inputs), inputs)

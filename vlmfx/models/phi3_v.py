@@ -124,19 +124,19 @@ def vision_hidden(params: Tree, cfg: Phi3VConfig, inputs: VisionInputs) -> Tenso
     return x[:, 1:].flatten(0, 1)
 
 
-def project(params: Tree, cfg: Phi3VConfig, x: Tensor) -> Tensor:
-    """Tower features → rows of the language model's width: crop_side² a view, and at the end the separators that close a line and
-    the crops, which lie at −2 and −1 so that a row index may name them."""
+def project(params: Tree, cfg: Phi3VConfig, x: Tensor, inputs: VisionInputs) -> Tensor:
+    """Tower features → feature rows, as the row index arranges crop_side² rows a view and, behind them all at −2 and −1, the
+    separators that close a line and the crops."""
+    assert inputs.row_index is not None, "the row index arranges crops and separators"
     p, side, width = params["projector"], cfg.crop_side, x.shape[-1]
     blocks = x.view(-1, side, MERGE, side, MERGE, width).transpose(2, 3).reshape(-1, MERGE**2 * width)
     rows = torch.cat((blocks, p["line_end"], p["crops_end"]))
-    return linear(p["down"], activation(linear(p["up"], rows), "gelu"))
+    return linear(p["down"], activation(linear(p["up"], rows), "gelu"))[inputs.row_index]
 
 
 def encode(params: Tree, cfg: Phi3VConfig, inputs: VisionInputs) -> Tensor:
     """Patches → (F, hidden), image after image: its crops as one picture line by line, a separator, the whole image line by line."""
-    assert inputs.row_index is not None, "the row index arranges crops and separators"
-    return project(params, cfg, vision_hidden(params, cfg, inputs))[inputs.row_index]
+    return project(params, cfg, vision_hidden(params, cfg, inputs), inputs)
 
 
 def forward(

@@ -50,13 +50,12 @@ def vision_hidden(params: Tree, cfg: Qwen25VLConfig, inputs: VisionInputs) -> Te
     return qwen2_5_vit.tower(params["vision"], cfg.vision, patches, inputs)
 
 
-def project(params: Tree, cfg: Qwen25VLConfig, x: Tensor) -> Tensor:
-    """Tower output → rows of the language model's width, one a 2 × 2 block."""
-    return qwen2_5_vit.merger(params["vision"], cfg.vision, x)
+def project(params: Tree, cfg: Qwen25VLConfig, x: Tensor, inputs: VisionInputs) -> Tensor:
+    """Tower output → rows of the language model's width, one a 2 × 2 block, in the order that the image has them."""
+    assert inputs.row_index is not None, "processing says how to undo the order of its windows"
+    return qwen2_5_vit.merger(params["vision"], cfg.vision, x)[inputs.row_index]
 
 
 def encode(params: Tree, cfg: Qwen25VLConfig, inputs: VisionInputs) -> Tensor:
     """Images as pixels → (F, hidden), image after image."""
-    rows = project(params, cfg, vision_hidden(params, cfg, inputs))
-    assert inputs.row_index is not None, "processing says how to undo the order of its windows"
-    return rows[inputs.row_index]
+    return project(params, cfg, vision_hidden(params, cfg, inputs), inputs)

@@ -69,11 +69,11 @@ def vision_hidden(params: Tree, cfg: Qwen2VLConfig, inputs: VisionInputs) -> Ten
     return qwen2_vit.tower(params["vision"], cfg.vision, patches, inputs.position_ids, inputs.cu_seqlens)
 
 
-def project(params: Tree, cfg: Qwen2VLConfig, x: Tensor) -> Tensor:
+def project(params: Tree, cfg: Qwen2VLConfig, x: Tensor, inputs: VisionInputs) -> Tensor:
     """Tower output → rows of the language model's width, one a 2 × 2 block."""
     return qwen2_vit.merger(params["vision"], cfg.vision, x)
 
 
 def encode(params: Tree, cfg: Qwen2VLConfig, inputs: VisionInputs) -> Tensor:
     """Images as pixels → (F, hidden), image after image."""
-    return project(params, cfg, vision_hidden(params, cfg, inputs))
+    return project(params, cfg, vision_hidden(params, cfg, inputs), inputs)

@@ -75,14 +75,14 @@ def vision_hidden(params: Tree, cfg: Qwen3VLConfig, inputs: VisionInputs) -> Ten
     return qwen3_vit.tower(params["vision"], cfg.vision, patches, inputs)
 
 
-def project(params: Tree, cfg: Qwen3VLConfig, x: Tensor) -> Tensor:
+def project(params: Tree, cfg: Qwen3VLConfig, x: Tensor, inputs: VisionInputs) -> Tensor:
     """Tower output → feature rows, one a 2 × 2 block."""
     return qwen3_vit.mergers(params["vision"], cfg.vision, x)
 
 
 def encode(params: Tree, cfg: Qwen3VLConfig, inputs: VisionInputs) -> Tensor:
     """Images as pixels → (F, (1 + n)·hidden), image after image."""
-    return project(params, cfg, vision_hidden(params, cfg, inputs))
+    return project(params, cfg, vision_hidden(params, cfg, inputs), inputs)
 
 
 def merge(

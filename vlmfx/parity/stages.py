@@ -9,12 +9,12 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from vlmfx.checkpoint import Model
-from vlmfx.engine import engine, runner
+from vlmfx.engine import engine
 from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sequence import Request
+from vlmfx.engine.taps import tap
 from vlmfx.models.pooling import normalize, pool
 from vlmfx.models.vision_inputs import cumulative
 from vlmfx.parity.views import VIEWS, VIEWS_OF_IDS, Values, packed, plain_ids, see
@@ -41,29 +41,25 @@ def stage_of(name: str) -> str | None:
 
 @torch.no_grad()
 def stages(model: Model, inputs: ModelInputs, dimensions: Sequence[int] = ()) -> Values:
-    """(name, value) of one request up to its logits, each computed when it is asked for.
+    """(name, value) of one request up to its logits and embeddings, the model's own by its taps.
 
     dimensions: the lengths of embeddings asked for, as "embedding_64"."""
-    f = model.functions
-    family = f.__name__.rpartition(".")[2]
+    family = model.functions.__name__.rpartition(".")[2]
     yield from VIEWS_OF_IDS.get(family, plain_ids)(model, inputs)
+    taps = tap(model, inputs, ("vision", "projected", "merged", "hidden", "logits"))
     if inputs.vision is not None:
-        yield from VIEWS.get(family, packed)(model, inputs, inputs.vision, see(model, inputs.vision))
-    n = len(inputs.token_ids)
-    step = runner.with_extras(model, runner.pack([inputs], runner.encode(model, [inputs])), [n], [n])
-    x = f.merge(model.params, model.config, step.ids, step.features, step.feature_index)
-    yield "inputs_embeds", x[None]
+        yield from VIEWS.get(family, packed)(model, inputs, inputs.vision, see(model, inputs.vision, taps))
+    yield "inputs_embeds", taps["merged"][None]
     if inputs.positions.dim() == 2:  # M-RoPE
         yield "position_ids", inputs.positions[:, None]
-        yield "rope_deltas", torch.tensor([[inputs.next_position - n]])
+        yield "rope_deltas", torch.tensor([[inputs.next_position - len(inputs.token_ids)]])
     else:
         yield "position_ids", inputs.positions[None]
-    hidden, _ = f.forward(model.params, model.config, x, step.positions, None, step.batch, step.extras)
-    logits: Tensor = f.logits(model.params, model.config, hidden)
+    hidden, logits = taps["hidden"], taps["logits"]
     yield "prompt_logits", logits
     yield "last_logits", logits[-1]
     yield "last_hidden_state_last_token", hidden[-1]
-    pooled = pool(hidden, cumulative([n]).to(hidden.device), model.pooling)
+    pooled = pool(hidden, cumulative([len(hidden)]).to(hidden.device), model.pooling)
     yield "pooled", pooled[0]
     yield "embedding", normalize(pooled)[0]
     for size in dimensions:

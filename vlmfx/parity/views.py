@@ -4,7 +4,7 @@ A family that is not in the tables shows its rows as they are packed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,14 +27,10 @@ class Seen:
     rows: Tensor
 
 
-@torch.no_grad()
-def see(model: Model, vision: VisionInputs) -> Seen:
-    """The tower's values of packed patches."""
-    f, inputs = model.functions, vision.to(model.device)
-    hidden = f.vision_hidden(model.params, model.config, inputs)
-    rows = f.encode(model.params, model.config, inputs)
-    pixels = inputs.patches(model.config.vision.patch_size, torch.float32)
-    return Seen(pixels=pixels, hidden=hidden, rows=rows)
+def see(model: Model, vision: VisionInputs, taps: Mapping[str, Tensor]) -> Seen:
+    """The patches, and what the tower made of them among the taps of their prompt."""
+    pixels = vision.to(model.device).patches(model.config.vision.patch_size, torch.float32)
+    return Seen(pixels=pixels, hidden=taps["vision"], rows=taps["projected"])
 
 
 def plain_ids(model: Model, inputs: ModelInputs) -> Values:
