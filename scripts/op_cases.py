@@ -394,7 +394,15 @@ def _pack_patches() -> list[Case]:
         def args(on: Make) -> Args:
             offsets, strides = patch_offsets([(1, height, width)] * pictures, 14, times, merge_size)
             pixels = on.integers(0, 256, pictures * height * width * 3, dtype=torch.uint8)
-            return pixels, offsets.to(on.device), strides.to(on.device), 14, mean, std, dtype
+            return (
+                pixels,
+                offsets.to(on.device),
+                strides.to(on.device),
+                14,
+                mean,
+                std,
+                str(dtype).removeprefix("torch."),
+            )
 
         return Case(f"{pictures} of {height}×{width}, {times} times, {short(dtype)}", args, is_timed)
 

@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import vlmfx
-from vlmfx import checkpoint
+from vlmfx import __version__, checkpoint
 from vlmfx.checkpoint import Blueprint, Task
 from vlmfx.compile.buckets import Plan, read_plan
 from vlmfx.compile.bundle import MANIFEST, Bundle, program_name, sha256
@@ -115,7 +114,7 @@ def export(
         programs = {program_name(j.name, j.size): f"{PROGRAMS}/{Path(j.file).name}" for j in work}
         made = Bundle(
             folder=folder,
-            vlmfx=vlmfx.__version__,
+            vlmfx=__version__,
             model=str(model),
             task=kind,
             dtype=dtype_name,
@@ -244,7 +243,7 @@ def _opened(model: str, dtype: str, device: str, task: Task, max_model_len: int)
 
 def _stamp(blueprint: Blueprint, host: Host, task: str, plan: Plan, layout: CacheLayout, dtype: str) -> str:
     """What a package depends on besides its program and size: our own code among it."""
-    package = Path(vlmfx.__file__).parent
+    package = Path(__file__).parent
     sources = sorted(p for part in ("models", "ops", "compile") for p in (package / part).rglob("*.py"))
     code = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
     files = {name: sha256(blueprint.folder / name) for name in _processor_files(blueprint.folder)}

@@ -164,6 +164,7 @@ def test_the_table_is_the_references_to_the_bit(is_long):
     cfg = phi3.text_config(hf)
     positions = torch.arange(131072 if is_long else 4096)
     cos, sin = module(config)(torch.zeros(1, 1, 1), positions[None])
+    assert cfg.long_rope is not None
     factors = row_factors(cfg.long_rope, torch.full(positions.shape, is_long))
     mine, rounded = (rope(cfg, positions, dtype, factors) for dtype in (torch.float32, torch.bfloat16))
     half = cfg.head_dim // 2

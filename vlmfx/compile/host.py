@@ -25,8 +25,8 @@ _INSTRUCTIONS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """torch_version: of the torch that builds. device: "cpu", "cuda" or "mlu", of name device_name and compute capability. machine: the processor's
-    architecture, march what of it is used: "native", or one of MARCHES; flags: the instructions that it then must have."""
+    """torch_version: of the torch that builds. device: "cpu", "cuda" or "mlu", of name device_name and compute capability. machine: the
+    processor's architecture; march: how much of it is used, "native" or one of MARCHES; flags: the instructions it then must have."""
 
     torch_version: str
     device: str

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vlmfx.device import DTYPES
 from vlmfx.ops.registry import Cost, nbytes, refuse, register
 
 CHANNELS = 3
@@ -19,15 +20,15 @@ def pack_patches(
     patch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
 ) -> Tensor:
-    """pixels (N,) uint8 → (P, 3·T·p·p) of dtype, (x/255 − mean)/std by channel, in float32 and then rounded.
+    """pixels (N,) uint8 → (P, 3·T·p·p) of dtype (or its name), (x/255 − mean)/std by channel, in float32 and then rounded.
 
     pixels holds pictures, each (height, width, 3). offsets (P, T) int64 says where in pixels patch p begins at time t, −1 for a part
     that is zero; row_stride (P,) int32, the bytes from one row of its picture to the next. `patch_offsets` makes both. Inside a row:
     channel, time, row, column, the order of a Conv3d weight. Raises ShapeError; a patch that ends beyond pixels is an error on the CPU
     and, on a GPU, in Triton's debug mode only."""
-    return OP(pixels, offsets, row_stride, patch_size, list(mean), list(std), dtype)
+    return OP(pixels, offsets, row_stride, patch_size, list(mean), list(std), str(dtype).removeprefix("torch."))
 
 
 def patch_offsets(
@@ -72,12 +73,12 @@ def reference(
     patch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: torch.dtype,
+    dtype: str,
 ) -> Tensor:
     """The definition of right, and the CPU kernel: the 3·p bytes of a patch's row are gathered as one."""
     (patches, times), p, width = offsets.shape, patch_size, CHANNELS * patch_size
     if pixels.shape[0] < width:  # no patch fits
-        return pixels.new_zeros(patches, CHANNELS * times * p * p, dtype=dtype)
+        return pixels.new_zeros(patches, CHANNELS * times * p * p, dtype=DTYPES[dtype])
     is_live = offsets >= 0
     below = row_stride.long()[:, None, None] * torch.arange(p, device=pixels.device)
     at = torch.where(is_live[..., None], offsets[..., None] + below, 0)  # (P, T, p)
@@ -85,7 +86,7 @@ def reference(
     x = rows.permute(0, 4, 1, 2, 3).reshape(patches, CHANNELS, times * p * p).contiguous().float()
     mean_t, std_t = (torch.tensor(v, device=x.device)[:, None] for v in (mean, std))
     x = x.div_(255).sub_(mean_t).div_(std_t).view(patches, CHANNELS, times, p * p)
-    return x.mul_(is_live[:, None, :, None]).flatten(1).to(dtype)
+    return x.mul_(is_live[:, None, :, None]).flatten(1).to(DTYPES[dtype])
 
 
 def fake(
@@ -95,9 +96,9 @@ def fake(
     patch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: torch.dtype,
+    dtype: str,
 ) -> Tensor:
-    return pixels.new_empty(offsets.shape[0], CHANNELS * offsets.shape[1] * patch_size**2, dtype=dtype)
+    return pixels.new_empty(offsets.shape[0], CHANNELS * offsets.shape[1] * patch_size**2, dtype=DTYPES[dtype])
 
 
 def check(
@@ -107,7 +108,7 @@ def check(
     patch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: torch.dtype,
+    dtype: str,
 ) -> None:
     """Raise ShapeError for what the kernels do not take."""
     if pixels.dim() != 1:
@@ -129,8 +130,8 @@ def check(
             refuse("pack_patches", name, f"{len(constants)} numbers", f"{CHANNELS}, one a channel")
     if patch_size < 1:
         refuse("pack_patches", "patch_size", patch_size, "1 or more")
-    if dtype not in OP.tolerance:
-        refuse("pack_patches", "dtype", dtype, f"one of {[*OP.tolerance]}")
+    if dtype not in DTYPES:
+        refuse("pack_patches", "dtype", dtype, f"one of {', '.join(DTYPES)}")
 
 
 def cost(
@@ -140,15 +141,16 @@ def cost(
     patch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: torch.dtype,
+    dtype: str,
 ) -> Cost:
     """As if every patch were read."""
     elements = offsets.numel() * CHANNELS * patch_size**2
-    return Cost(flops=3 * elements, bytes=elements * (1 + dtype.itemsize) + nbytes(offsets, row_stride))
+    return Cost(flops=3 * elements, bytes=elements * (1 + DTYPES[dtype].itemsize) + nbytes(offsets, row_stride))
 
 
 OP = register(
-    "pack_patches(Tensor pixels, Tensor offsets, Tensor row_stride, int patch_size, float[] mean, float[] std, ScalarType dtype) -> Tensor",
+    # The dtype by name: torch 2.11 hands a ScalarType on as another one from inside an ahead-of-time package.
+    "pack_patches(Tensor pixels, Tensor offsets, Tensor row_stride, int patch_size, float[] mean, float[] std, str dtype) -> Tensor",
     reference=reference,
     fake=fake,
     check=check,

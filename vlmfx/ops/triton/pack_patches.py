@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vlmfx.device import DTYPES
+
 ROWS = 64
 
 
@@ -25,11 +27,11 @@ def pack_patches(
     patch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: torch.dtype,
+    dtype: str,
 ) -> Tensor:
     """As the contract."""
     (patches, times), p = offsets.shape, patch_size
-    out = torch.empty((patches, 3 * times * p * p), dtype=dtype, device=pixels.device)
+    out = torch.empty((patches, 3 * times * p * p), dtype=DTYPES[dtype], device=pixels.device)
     if out.numel():
         rows = patches * times * p
         _kernel[(triton.cdiv(rows, ROWS),)](
