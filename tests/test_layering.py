@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
 cli + terminal + __main__
 server | llm + offline + options
-parity | doctor | export
+parity | doctor | export + export_jobs
 engine
 checkpoint + hub
 weight_files | pooling_config

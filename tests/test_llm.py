@@ -678,7 +678,6 @@ def test_settings_of_the_model_are_checked_when_it_is_made(settings, field):
     "name",
     [
         "gpu_memory_utilization",
-        "enforce_eager",
         "max_num_batched_tokens",
         "swap_space",
         "disable_mm_preprocessor_cache",

@@ -16,6 +16,7 @@ from vlmfx import weights
 from vlmfx.compile.bundle import Bundle, check_options, is_bundle
 from vlmfx.compile.bundle import read as read_bundle
 from vlmfx.compile.executor import EagerExecutor
+from vlmfx.compile.kernels import install
 from vlmfx.compile.programs import ProgramSet
 from vlmfx.device import DTYPES, resolve_device, resolve_dtype
 from vlmfx.errors import CheckpointError, InvalidRequest, UnsupportedModel, shown
@@ -153,7 +154,7 @@ def load(
     accepted and never runs anything: every family is implemented here. A bundle is code, taken from local folders only. Raises
     CheckpointError (or its kind UnsupportedModel) with what is missing or does not fit."""
     task = resolve_task(task)
-    bundle = _bundle(model, dtype, device, task)
+    bundle = _bundle(model, dtype, device, task, max_model_len)
     if bundle is not None:
         dtype, device, max_model_len = (
             bundle.dtype,
@@ -193,13 +194,19 @@ def load(
 
 
 def _bundle(
-    model: str | Path, dtype: str | torch.dtype | None, device: str | torch.device | None, task: Task
+    model: str | Path,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    task: Task,
+    max_model_len: int | None,
 ) -> Bundle | None:
     """The bundle that a local folder holds, checked for this machine and these options; None for a model folder or a name."""
     if not os.path.isdir(model) or model == "scenes" or not is_bundle(Path(model)):
         return None
     found = read_bundle(Path(model))
-    check_options(found, dtype, device, task)
+    check_options(found, dtype=dtype, device=device, task=task, max_model_len=max_model_len)
+    if found.kernels:
+        install(found.folder / found.kernels)
     return found
 
 

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(run=plan)
 
     verb = verbs.add_parser("export", help="compile a model ahead of time, into a folder that runs without a compiler")
-    add_export(verb)
+    _add_export(verb)
     verb.set_defaults(run=export)
 
     verb = verbs.add_parser("demo", help="ask the shipped model about a shipped picture")
@@ -132,7 +132,7 @@ def _add_sampling(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--ignore-eos", action="store_true")
 
 
-def add_export(verb: argparse.ArgumentParser) -> None:
+def _add_export(verb: argparse.ArgumentParser) -> None:
     """The arguments of `vlmfx export`."""
     verb.add_argument("model", help='folder, hub id, or "scenes"')
     verb.add_argument(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from vlmfx import checkpoint
 from vlmfx.checkpoint import Model
 from vlmfx.compile import buckets
+from vlmfx.compile.counter import CompileCounter, Compiles
 from vlmfx.engine import engine, pooler
 from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput, ScoringRequestOutput, score_of
 from vlmfx.engine.executors import executor_for
@@ -113,10 +114,16 @@ class LLM:
             processor = with_options(self.model.processor, limit_mm_per_prompt, media, media_io_kwargs, settings)
             self.model = replace(self.model, processor=processor)
         self.max_num_seqs = max_num_seqs
+        self._counter = CompileCounter()
         self.executor = executor_for(
             self.model, task=self.task, backend="eager" if enforce_eager else backend, plan=plan, strict=strict,
             max_num_seqs=max_num_seqs,
         )  # fmt: skip
+
+    @property
+    def compiles(self) -> Compiles:
+        """What was compiled in this process since the LLM was made: nothing by one that is warm, or runs a bundle."""
+        return self._counter.compiles
 
     def generate(
         self,

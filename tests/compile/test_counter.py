@@ -39,13 +39,14 @@ def test_counting_imports_no_compiler():
 
 AS_TRITON = """
 from triton import knobs
-knobs.runtime.jit_post_compile_hook(key="", repr="", fn=None, compile={}, is_manual_warmup=False, already_compiled=False)
+for cache_hit in (False, True, False):
+    knobs.compilation.listener(src=None, metadata={}, metadata_group={}, times=None, cache_hit=cache_hit)
 print(counter.compiles.triton, len(seen))
 """
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="Triton before 3.6 has no such hook")
-def test_tritons_hook_is_set_when_it_is_imported_later_and_others_keep_theirs():
-    assert in_a_new_interpreter(f"seen = []\n{COUNT}\n{AS_TRITON}").splitlines()[-1] == "1 0"
-    before = "from triton import knobs\nseen = []\nknobs.runtime.jit_post_compile_hook = lambda **kernel: seen.append(kernel)\n"
-    assert in_a_new_interpreter(f"{before}\n{COUNT}\n{AS_TRITON}").splitlines()[-1] == "1 1"
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton before 3.6 has no such listener")
+def test_tritons_listener_is_set_when_it_is_imported_later_and_others_keep_theirs():
+    assert in_a_new_interpreter(f"seen = []\n{COUNT}\n{AS_TRITON}").splitlines()[-1] == "2 0"
+    before = "from triton import knobs\nseen = []\nknobs.compilation.listener = lambda **kernel: seen.append(kernel)\n"
+    assert in_a_new_interpreter(f"{before}\n{COUNT}\n{AS_TRITON}").splitlines()[-1] == "2 3"

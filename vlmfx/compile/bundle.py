@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from vlmfx.compile.buckets import Plan
 from vlmfx.compile.compiled import Compiled
 from vlmfx.compile.host import Host
 from vlmfx.compile.layout import CacheLayout
-from vlmfx.errors import CheckpointError, reason_of, shown
+from vlmfx.errors import CheckpointError, InvalidRequest, reason_of, shown
 
 MANIFEST = "bundle.json"
 FORMAT = 1
@@ -28,8 +28,9 @@ AGAIN = "export it again"
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """What bundle.json says. programs: "decode-8" → the name of its package in the folder. hashes: file → sha256, of packages and
-    of the processor's files. weights: the folder with the checkpoint's weights, and weight_sizes its files' bytes."""
+    """What bundle.json says. programs: "decode-8" → the name of its package in the folder. kernels: the folder in it of
+    Triton's, "" for none. hashes: file → sha256, of these and of the processor's files. weights: the folder with the checkpoint's
+    weights, and weight_sizes its files' bytes."""
 
     folder: Path
     vlmfx: str
@@ -39,10 +40,11 @@ class Bundle:
     host: Host
     plan: Plan
     layout: CacheLayout
-    programs: Mapping[str, str]
-    hashes: Mapping[str, str]
     weights: Path
-    weight_sizes: Mapping[str, int]
+    programs: Mapping[str, str] = field(default_factory=dict)
+    kernels: str = ""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    weight_sizes: Mapping[str, int] = field(default_factory=dict)
 
     def program(self, name: str, size: int) -> Compiled:
         """The program of a bucket. Raises CompileError for a package that cannot be loaded."""
@@ -87,7 +89,10 @@ def read(folder: Path) -> Bundle:
             plan=Plan.from_dict(found["plan"]),
             layout=CacheLayout(**found["layout"]),
             weights=folder if found["weights"] == "." else Path(found["weights"]),
-            **{key: found[key] for key in ("vlmfx", "model", "task", "dtype", "programs", "hashes", "weight_sizes")},
+            **{
+                key: found[key]
+                for key in ("vlmfx", "model", "task", "dtype", "programs", "kernels", "hashes", "weight_sizes")
+            },
         )
         names = {program_name(program, size) for program in bundle.plan.programs for size in bundle.plan.rungs(program)}
         if names != {*bundle.programs} or not {*bundle.programs.values()} <= {*bundle.hashes}:
@@ -104,9 +109,22 @@ def read(folder: Path) -> Bundle:
 
 
 def check_options(
-    bundle: Bundle, dtype: str | torch.dtype | None, device: str | torch.device | None, task: str
+    bundle: Bundle,
+    *,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    task: str,
+    max_model_len: int | None,
 ) -> None:
-    """Raise CheckpointError for options that ask for another program than the bundle has."""
+    """Raise CheckpointError, or InvalidRequest, for options that ask for another program than the bundle has."""
+    most = bundle.layout.max_len
+    if isinstance(max_model_len, int) and max_model_len > most:
+        raise InvalidRequest(
+            "max_model_len",
+            f"it is {max_model_len}, expected at most {most}, as long as sequences of the bundle get; leave it out, or export for that.",
+            found=max_model_len,
+            expected=most,
+        )
     asked = {
         "dtype": (str(dtype).removeprefix("torch."), bundle.dtype),
         "device": (str(device).split(":")[0], bundle.host.device),

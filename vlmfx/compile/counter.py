@@ -24,7 +24,7 @@ class Compiles(NamedTuple):
 class CompileCounter:
     """Counts compilations in this process from its creation on, or of a `with` block; it imports no compiler.
 
-    Kernels that Inductor has Triton compile count as part of Inductor's graph."""
+    A kernel that Triton finds in its cache on disk is not compiled."""
 
     def __init__(self) -> None:
         _watch_triton()
@@ -64,7 +64,7 @@ def _so_far() -> Compiles:
 
 
 class _Triton:
-    """Triton keeps no count: it calls a hook after each kernel, which must be there before."""
+    """Triton keeps no count: it tells a listener of each kernel, which must be there before."""
 
     compiles = 0
     is_watched = False
@@ -100,10 +100,11 @@ class _AtImport(MetaPathFinder):
 
 
 def _set_hook(knobs: Any) -> None:
-    before = knobs.runtime.jit_post_compile_hook
+    before = knobs.compilation.listener
 
-    def count(**kernel: Any) -> Any:
-        _Triton.compiles += 1
-        return before(**kernel) if before is not None else None
+    def count(*, cache_hit: bool, **kernel: Any) -> None:
+        _Triton.compiles += not cache_hit
+        if before is not None:
+            before(cache_hit=cache_hit, **kernel)
 
-    knobs.runtime.jit_post_compile_hook = count
+    knobs.compilation.listener = count

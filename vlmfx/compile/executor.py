@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from vlmfx.compile.buckets import Plan
-from vlmfx.compile.counter import CompileCounter
 from vlmfx.compile.layout import CacheLayout, empty_cache
 from vlmfx.compile.programs import ProgramSet, Step, choose
 from vlmfx.errors import PlanError
@@ -23,6 +22,14 @@ from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.tree import Tree, leaves, tree_map
 
 log = logging.getLogger("vlmfx")
+
+
+class ExecutorMemory(NamedTuple):
+    """Programs that are made, and bytes: of the cache, and what making programs has reserved on the device beyond it."""
+
+    num_programs: int
+    cache: int
+    programs: int
 
 
 class Executor(Protocol):
@@ -49,6 +56,9 @@ class Executor(Protocol):
     def pool(self, inputs: Step) -> Tensor:
         """As `programs.pool`."""
 
+    def memory(self) -> ExecutorMemory:
+        """What it holds."""
+
 
 class EagerExecutor:
     """The functions themselves. With a plan inputs are padded all the same, which changes no output."""
@@ -74,6 +84,9 @@ class EagerExecutor:
     def pool(self, inputs: Step) -> Tensor:
         return self._run("pool", inputs)
 
+    def memory(self) -> ExecutorMemory:
+        return ExecutorMemory(0, 0, 0)
+
     def _run(self, name: str, inputs: Tree, *cache: Cache) -> Any:
         return self.programs.program(name)(self.params, *cache, moved(inputs, self.programs.device))
 
@@ -86,14 +99,6 @@ class Make(Protocol):
 
 
 Run = Callable[[Any], Any]
-
-
-class ExecutorMemory(NamedTuple):
-    """Programs that are made, and bytes: of the cache, and what making programs has reserved on the device beyond it."""
-
-    num_programs: int
-    cache: int
-    programs: int
 
 
 class PlannedExecutor:
@@ -117,7 +122,6 @@ class PlannedExecutor:
         self.strict, self.chains_sampling = strict, chains_sampling
         self._made: dict[tuple[str, int, bool], Run] = {}
         self._program_bytes = 0
-        self.compiles = CompileCounter()
 
     def bucket(self, program: str, size: int, count: int = 1) -> int | None:
         rungs = self.plan.rungs(program)
@@ -163,7 +167,6 @@ class PlannedExecutor:
         return vectors
 
     def memory(self) -> ExecutorMemory:
-        """What it holds so far."""
         cache = sum(t.nbytes for t in leaves(self._cache)) if "_cache" in self.__dict__ else 0
         return ExecutorMemory(len(self._made), cache, self._program_bytes)
 

@@ -1,0 +1,312 @@
+"""export and bundles: what a bundle answers, that it does so with no compiler in the process, and what is refused in one sentence.
+
+Three programs are compiled, once, for all tests; the embedding model's are slow tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vlmfx
+from tests.compile.functions import needs_compiler
+from tests.golden_cases import TINY
+from tests.invariants import is_one_sentence
+from tests.pictures import picture
+from vlmfx import checkpoint
+from vlmfx import export as module
+from vlmfx.compile import bundle as bundles
+from vlmfx.compile import host as hosts
+from vlmfx.compile.buckets import Plan
+from vlmfx.errors import CheckpointError, CompileError, InvalidRequest, PlanError, VlmfxError
+from vlmfx.export import export
+
+MODEL = TINY["qwen2_vl"]
+PLAN = Plan(encode=(256,), prefill=(128,), decode=(2,), max_segments=3, max_seqs=2)
+OPTIONS: dict[str, Any] = {
+    "plan": PLAN, "device": "cpu", "dtype": "float32", "max_model_len": 128, "max_num_seqs": 2, "use_tqdm": False,
+}  # fmt: skip
+GREEDY = vlmfx.SamplingParams.greedy(max_tokens=6, ignore_eos=True)
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle, not to be changed."""
+    folder = tmp_path_factory.mktemp("export") / "bundle"
+    export(MODEL, folder, jobs=2, copy_weights=True, **OPTIONS)
+    return folder
+
+
+@pytest.fixture
+def bundle(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(made, tmp_path / "bundle"))
+
+
+def prompts() -> list[Any]:
+    mark = "<|vision_start|><|image_pad|><|vision_end|>"
+    return [
+        {"prompt": f"{mark}What is it?", "multi_modal_data": {"image": picture(56, 28)}},
+        "Some words",
+        {"prompt": f"{mark}{mark}Two of them", "multi_modal_data": {"image": [picture(28, 28), picture(84, 56)]}},
+    ]
+
+
+def ids(outputs: list[vlmfx.RequestOutput]) -> list[list[int]]:
+    assert [o.error for o in outputs] == [None] * len(outputs)
+    return [list(o.outputs[0].token_ids) for o in outputs]
+
+
+def test_a_bundle_answers_as_the_model_does(made):
+    """Together, so that rows are padded, filled and moved; and drawn, with log-probabilities."""
+    drawn = [vlmfx.SamplingParams(temperature=1.0, top_p=0.9, seed=i, max_tokens=6, ignore_eos=True) for i in range(3)]
+    model, compiled = vlmfx.LLM(str(MODEL), max_model_len=128, dtype="float32", device="cpu"), vlmfx.LLM(str(made))
+    for params in ([GREEDY, replace(GREEDY, max_tokens=3), GREEDY], drawn, [drawn[0], GREEDY, drawn[2]]):
+        expected = ids(model.generate(prompts(), params, use_tqdm=False))
+        assert ids(compiled.generate(prompts(), params, use_tqdm=False)) == expected
+    assert ids(compiled.generate(prompts()[0], replace(GREEDY, logprobs=2))) == ids(
+        model.generate(prompts()[0], GREEDY)
+    )
+    assert compiled.compiles == (0, 0, 0)
+    assert compiled.executor.memory().num_programs == 3
+
+
+RUN = """
+import json, sys
+import vlmfx
+outputs = vlmfx.generate(sys.argv[1], "Some words", vlmfx.SamplingParams.greedy(max_tokens=6, ignore_eos=True))
+print(json.dumps([m for m in sys.modules if m.startswith(("torch._dynamo", "torch._inductor", "triton"))]))
+print(json.dumps(list(outputs[0].outputs[0].token_ids)))
+"""
+
+
+def test_no_compiler_is_imported(made):
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, str(made)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    modules, tokens = map(json.loads, run.stdout.splitlines())
+    assert modules == []
+    assert [tokens] == ids(vlmfx.generate(str(MODEL), "Some words", GREEDY, dtype="float32", device="cpu"))
+
+
+def test_what_is_beyond_the_plan_runs_uncompiled_or_is_refused(made):
+    long = {"prompt_token_ids": [5] * 120}  # of the plan's 128
+    model = vlmfx.LLM(str(MODEL), max_model_len=128, dtype="float32", device="cpu")
+    large = {"prompt": "<|vision_start|><|image_pad|><|vision_end|>", "multi_modal_data": {"image": picture(280, 280)}}
+    few = replace(GREEDY, max_tokens=3)
+    assert ids(vlmfx.generate(str(made), [large, long], few, use_tqdm=False)) == ids(
+        model.generate([large, long], few, use_tqdm=False)
+    )
+    strict = vlmfx.LLM(str(made), strict=True)
+    with pytest.warns(UserWarning, match=r"1 of 3 prompts failed"):
+        outputs = strict.generate([prompts()[1], large, prompts()[0]], few, use_tqdm=False)
+    assert isinstance(outputs[1].error, PlanError)
+    assert "encode: a step of 400 patches has no bucket, as the plan goes from 1 to 256" in str(outputs[1].error)
+    assert is_one_sentence(outputs[1].error)
+    assert ids([outputs[0], outputs[2]]) == ids(model.generate([prompts()[1], prompts()[0]], few, use_tqdm=False))
+
+
+def test_an_export_goes_on_from_what_is_there(bundle, monkeypatch):
+    """After an interrupt, and after another plan: what is there is used, what is not used any more goes."""
+    before = json.loads((bundle / "bundle.json").read_text())
+    packages = {name: bundle / file for name, file in before["programs"].items()}
+    kept = packages["decode-2"].read_bytes()
+    packages["decode-2"].unlink()
+    (bundle / "bundle.json").unlink()
+    (bundle / "programs" / "encode-4-0123456789ab.pt2").write_bytes(b"of an earlier plan")
+
+    def interrupted(todo, jobs):
+        assert [job.name for job in todo] == ["decode"]
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(module, "compiled", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(MODEL, bundle, copy_weights=True, **OPTIONS)
+    assert not (bundle / "bundle.json").exists()
+    with pytest.raises(CheckpointError):  # a folder of files, not half a bundle
+        bundles.read(bundle)
+
+    def one(todo, jobs):
+        assert [job.name for job in todo] == ["decode"]
+        Path(todo[0].file).write_bytes(kept)
+        yield from todo
+
+    monkeypatch.setattr(module, "compiled", one)
+    export(MODEL, bundle, copy_weights=True, **OPTIONS)
+    assert json.loads((bundle / "bundle.json").read_text()) == before
+    assert set((bundle / "programs").iterdir()) == {*packages.values()}
+
+
+def test_a_full_disk_leaves_no_bundle(made, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(CompileError, match=r"the bundle cannot be written \(No space left on device\)") as caught:
+        export(MODEL, tmp_path / "out", **OPTIONS)
+    assert is_one_sentence(caught.value)
+    assert not (tmp_path / "out" / "bundle.json").exists()
+    with pytest.raises(CompileError, match=r"cannot be written \(Not a directory\)"):
+        export(MODEL, made / "bundle.json" / "out", **OPTIONS)
+
+
+def test_an_unwritable_cache_is_told_before_anything_is_compiled(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CompileError, match=r"cannot be written \(Not a directory\); set TORCHINDUCTOR_CACHE_DIR"):
+        export(MODEL, tmp_path / "out", **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def changed(bundle: Path, **fields: Any) -> None:
+    value = json.loads((bundle / "bundle.json").read_text())
+    value["host"] |= fields.pop("host", {})
+    (bundle / "bundle.json").write_text(json.dumps(value | fields))
+
+
+def refused(bundle: Path, **options: Any) -> str:
+    with pytest.raises(VlmfxError) as caught:
+        vlmfx.LLM(str(bundle), **options)
+    assert is_one_sentence(caught.value), str(caught.value)
+    return str(caught.value)
+
+
+def test_a_bundle_of_another_torch_processor_or_gpu_is_refused(bundle, monkeypatch):
+    changed(bundle, host={"torch_version": "2.99"})
+    assert f"it was built for torch 2.99 but this machine has {torch.__version__}" in refused(bundle)
+    changed(bundle, host={"torch_version": str(torch.__version__), "flags": ["avx512_none"]})
+    assert "it was built for processors with avx512_none, which this one lacks; export it again here." in refused(
+        bundle
+    )
+    changed(bundle, host={"flags": [], "machine": "sparc"})
+    assert "it was built for processors of type sparc but this machine has" in refused(bundle)
+    here = hosts.Host.of(torch.device("cpu")).machine
+    changed(bundle, host={"machine": here, "device": "cuda", "device_name": "NVIDIA T1000", "capability": [7, 5]})
+    assert "it was built for GPU NVIDIA T1000 but this machine has" in refused(bundle)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "bfloat16"}, 'the bundle was exported for dtype "float32" but dtype is "bfloat16"; leave it out'),
+        ({"dtype": torch.float16}, 'exported for dtype "float32" but dtype is "float16"'),
+        ({"device": "cuda"}, 'exported for device "cpu" but device is "cuda"'),
+        ({"task": "embed"}, 'exported for task "generate" but task is "embed"'),
+        (
+            {"max_model_len": 129},
+            "max_model_len: it is 129, expected at most 128, as long as sequences of the bundle get",
+        ),
+        ({"plan": PLAN}, "plan: a bundle has its own"),
+        ({"max_num_seqs": 0}, "max_num_seqs: "),
+    ],
+)
+def test_options_that_ask_for_another_program_are_refused(made, options, message):
+    assert message in refused(made, **options)
+
+
+def test_altered_and_missing_files_are_refused(bundle, made):
+    def restore(path: Path) -> None:
+        shutil.copyfile(made / path.relative_to(bundle), path)
+
+    package = next((bundle / "programs").glob("decode-*"))
+    whole = package.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        package.write_bytes(content)
+        assert f"programs/{package.name} was altered or cut since the export; export it again." in refused(bundle)
+    package.unlink()
+    assert f"programs/{package.name} cannot be read (No such file or directory)" in refused(bundle)
+    restore(package)
+    config = bundle / "config.json"
+    config.write_text(config.read_text().replace("1e-06", "1e-05"))
+    assert "config.json was altered or cut since the export" in refused(bundle)
+    restore(config)
+    weights = bundle / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    assert "model.safetensors has " in refused(bundle)
+    weights.unlink()
+    assert "model.safetensors is gone; put it back, or export it again with copied weights." in refused(bundle)
+    restore(weights)
+    for text in (
+        "",
+        "{}",
+        "[]",
+        '{"format": 2}',
+        (bundle / "bundle.json").read_text().replace('"prefill": [', '"prefill": [64,'),
+    ):
+        (bundle / "bundle.json").write_text(text)
+        assert "bundle.json" in refused(bundle)
+
+
+def test_weights_by_reference_must_be_those_of_the_export(bundle, tmp_path):
+    source = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    changed(bundle, weights=str(source))
+    (bundle / "model.safetensors").unlink()
+    vlmfx.LLM(str(bundle))
+    config = source / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert "config.json was altered or cut since the export" in refused(bundle)
+
+
+def test_a_bundle_in_the_hubs_cache_is_refused(bundle, tmp_path):
+    cached = tmp_path / "hub" / "models--org--name" / "snapshots" / "0123"
+    cached.parent.mkdir(parents=True)
+    shutil.move(bundle, cached)
+    message = refused(cached)
+    assert "holds a bundle (bundle.json), which is a program and is never run from a hub or its cache" in message
+
+
+def test_a_bundle_is_not_exported_again(made, tmp_path):
+    with pytest.raises(CheckpointError, match=r"is a bundle already; export the model that it is of\.$"):
+        export(made, tmp_path / "out", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"plan": replace(PLAN, decode=())}, InvalidRequest, 'it has no rungs for decode, which task "generate" needs'),
+        (
+            {"plan": replace(PLAN, encode=(6,))},
+            InvalidRequest,
+            "encode has a rung of 6 patches, expected multiples of 4",
+        ),
+        ({"plan": "nowhere.json"}, PlanError, "plan: nowhere.json cannot be read (No such file or directory"),
+        (
+            {"march": "core2"},
+            CompileError,
+            "march is 'core2' but must be one of native, x86-64-v2, x86-64-v3, x86-64-v4",
+        ),
+        ({"jobs": 0}, InvalidRequest, "jobs: it is 0; use a whole number of 1 or more."),
+        ({"task": "talk"}, InvalidRequest, "task: it is 'talk'"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_before_anything_is_compiled(tmp_path, options, error, message):
+    with pytest.raises(error) as caught:
+        export(MODEL, tmp_path / "out", **{**OPTIONS, **options})
+    assert message in str(caught.value)
+    assert is_one_sentence(caught.value)
+    assert not (tmp_path / "out" / "bundle.json").exists()
+
+
+def test_a_default_plan_reaches_as_far_as_the_cache():
+    blueprint = checkpoint.blueprint(MODEL, max_model_len=128)
+    plan = module._plan(None, blueprint, "generate", 4, 128)
+    assert (plan.prefill[-1], plan.decode[-1], plan.max_seqs, plan.pool) == (512, 4, 4, ())
+    assert all(size % blueprint.programs.config.vision.patch_multiple == 0 for size in plan.encode)
+    assert plan.num_graphs <= 48
