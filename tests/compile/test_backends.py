@@ -7,7 +7,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -69,6 +72,42 @@ def test_the_cache_is_written_where_it_is(programs, backend):
     torch.testing.assert_close(mine, cache)
     assert [t.data_ptr() for t in leaves(mine)] == addresses
     assert all(a is b for a, b in zip(leaves(returned), leaves(mine), strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("slots", [[-1, 9], [6, -1], [-1, 0], [0, -1], [-1, -1]])
+def test_a_padding_row_writes_nowhere(programs, backend, slots):
+    """And the others all the same, also into slot 0."""
+
+    def after(run):
+        _, qkv, table, cache, batch = step_args()
+        return run(qkv, table, cache, replace(batch, slot_mapping=torch.tensor(slots, dtype=torch.int32)))
+
+    out, cache = after(programs("step", backend))
+    torch.testing.assert_close((out, cache), after(partial(step, step_args()[0])))
+    before = step_args()[3]
+    untouched = torch.ones(20, dtype=torch.bool)
+    untouched[[slot for slot in slots if slot >= 0]] = False
+    for mine, old in zip(leaves(cache), leaves(before), strict=True):
+        by_slot, as_before = (t.transpose(1, 2).flatten(0, 1) for t in (mine, old))
+        assert torch.equal(by_slot[untouched], as_before[untouched])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_slot_beyond_the_cache_is_an_error(programs, backend):
+    _, qkv, table, cache, batch = step_args()
+    batch = replace(batch, slot_mapping=torch.tensor([0, 20], dtype=torch.int32))
+    with pytest.raises((IndexError, RuntimeError)):
+        programs("step", backend)(qkv, table, cache, batch)
+
+
+def test_inductor_gets_ops_that_it_can_fuse_as_plain_torch(programs, tmp_path):
+    """Of the step, a package calls attention alone through the dispatcher."""
+    programs("step", "aot").save(tmp_path / "step.pt2")
+    with ZipFile(tmp_path / "step.pt2") as package:
+        called = b"".join(package.read(name) for name in package.namelist() if name.endswith(".json"))
+    assert b"vlmfx::paged_decode_attention" in called
+    assert b"vlmfx::rotary_cache_write" not in called
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
