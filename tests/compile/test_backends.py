@@ -1,10 +1,13 @@
 """Backends: every one gives what the function gives, writes the cache where it is, and refuses what it was not lowered for.
 
-The programs are compiled once for all tests: two functions by Inductor, one of them by AOTInductor too."""
+The programs are compiled once for all tests: a step by Inductor and by AOTInductor, an MLP by the latter alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -39,7 +42,7 @@ def programs():
     return program
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["eager", "aot"])
 def test_a_program_gives_what_the_function_gives(programs, backend):
     params, cfg, x = mlp_args()
     with CompileCounter() as first:
@@ -54,7 +57,7 @@ def test_a_program_gives_what_the_function_gives(programs, backend):
     assert first.compiles == ((0, 0, 0) if backend == "eager" else (0, 1, 0))
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor"])  # aot: tests/test_export.py
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_cache_is_written_where_it_is(programs, backend):
     cfg, *args = step_args()
     expected, cache = step(cfg, *args)
@@ -69,6 +72,42 @@ def test_the_cache_is_written_where_it_is(programs, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("slots", [[-1, 9], [6, -1], [-1, 0], [0, -1], [-1, -1]])
+def test_a_padding_row_writes_nowhere(programs, backend, slots):
+    """And the others all the same, also into slot 0."""
+
+    def after(run):
+        _, qkv, table, cache, batch = step_args()
+        return run(qkv, table, cache, replace(batch, slot_mapping=torch.tensor(slots, dtype=torch.int32)))
+
+    out, cache = after(programs("step", backend))
+    torch.testing.assert_close((out, cache), after(partial(step, step_args()[0])))
+    before = step_args()[3]
+    untouched = torch.ones(20, dtype=torch.bool)
+    untouched[[slot for slot in slots if slot >= 0]] = False
+    for mine, old in zip(leaves(cache), leaves(before), strict=True):
+        by_slot, as_before = (t.transpose(1, 2).flatten(0, 1) for t in (mine, old))
+        assert torch.equal(by_slot[untouched], as_before[untouched])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_slot_beyond_the_cache_is_an_error(programs, backend):
+    _, qkv, table, cache, batch = step_args()
+    batch = replace(batch, slot_mapping=torch.tensor([0, 20], dtype=torch.int32))
+    with pytest.raises((IndexError, RuntimeError)):
+        programs("step", backend)(qkv, table, cache, batch)
+
+
+def test_inductor_gets_ops_that_it_can_fuse_as_plain_torch(programs, tmp_path):
+    """Of the step, a package calls attention alone through the dispatcher."""
+    programs("step", "aot").save(tmp_path / "step.pt2")
+    with ZipFile(tmp_path / "step.pt2") as package:
+        called = b"".join(package.read(name) for name in package.namelist() if name.endswith(".json"))
+    assert b"vlmfx::paged_decode_attention" in called
+    assert b"vlmfx::rotary_cache_write" not in called
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot"])
 def test_what_it_was_not_lowered_for_is_refused(programs, backend):
     params, _, x = mlp_args()
     program = programs("mlp", backend)
@@ -94,7 +133,7 @@ def test_what_it_was_not_lowered_for_is_refused(programs, backend):
 
 def test_memory_is_told_by_kind(programs):
     params, _, x = mlp_args()
-    memory = programs("mlp", "inductor").memory_analysis()
+    memory = programs("mlp", "aot").memory_analysis()
     assert memory.argument == sum(t.nbytes for t in leaves(params)) + x.nbytes
     assert memory.output == x.nbytes + 2 * 3 * 4
     assert (memory.constant, memory.temp) == (0, None)

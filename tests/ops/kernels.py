@@ -55,6 +55,8 @@ def laid_out_on(device: str, x: Tensor) -> Tensor:
 def kernels_of(op: Op) -> list[Any]:
     """The kernels that run here, as pytest parameters: never the reference itself. An op without any fails its test."""
     found = [Kernel(op, "cpu", "cpu", op.cpu)] if op.cpu is not op.reference else []
+    if op.traced is not None:
+        found.append(Kernel(op, "traced", "cpu", op.traced))
     if "cuda" in op.kernels and IS_INTERPRETED:
         found.append(Kernel(op, "triton-interpreted", "cpu", op.kernel("cuda")))
     if "cuda" in op.kernels and HAS_TRITON and torch.cuda.is_available():

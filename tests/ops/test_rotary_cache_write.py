@@ -92,7 +92,7 @@ def test_it_is_the_two_ops(kernel, case):
     qkv, cos, sin, k_cache, v_cache, slots = case
     kv_heads, k_cache, v_cache = k_cache.shape[1], k_cache.clone(), v_cache.clone()
     turn, write = (
-        Kernel(op, kernel.name, kernel.device, op.cpu if kernel.name == "cpu" else op.kernel("cuda"))
+        Kernel(op, kernel.name, kernel.device, op.cpu if kernel.name in ("cpu", "traced") else op.kernel("cuda"))
         for op in (rotary.OP, cache_write.OP)
     )
     turned = turn(qkv[:, :-kv_heads], cos, sin)

@@ -17,6 +17,7 @@ from vlmfx.compile.cuda_graph import CapturedProgram
 from vlmfx.compile.lowered import Lowered
 from vlmfx.compile.package import metadata_of, program
 from vlmfx.errors import CompileError, DeviceError, shown
+from vlmfx.ops.registry import traced_ops
 
 Options = dict[str, Any]
 
@@ -39,6 +40,7 @@ def aot(lowered: Lowered, options: Options) -> Compiled:
     import torch._inductor
 
     _refuse_unknown("aot", options, torch._inductor.list_options())
+    lowered = _fusible(lowered)
     metadata = metadata_of(lowered.signature, lowered.constant_bytes)
     folder = tempfile.TemporaryDirectory(prefix="vlmfx-")
     package = Path(folder.name) / "program.pt2"
@@ -122,6 +124,7 @@ def _inductor_program(lowered: Lowered, backend: str, options: Options) -> Progr
     import torch._inductor
 
     _refuse_unknown(backend, options, torch._inductor.list_options())
+    lowered = _fusible(lowered)
     examples = [node.meta["val"] for node in lowered.exported.graph.nodes if node.op == "placeholder"]
     with torch.no_grad():
         compiled = torch._inductor.compile(lowered.exported.graph_module, examples, options=options)
@@ -132,6 +135,16 @@ def _inductor_program(lowered: Lowered, backend: str, options: Options) -> Progr
         return outputs
 
     return run
+
+
+def _fusible(lowered: Lowered) -> Lowered:
+    """The function traced anew for Inductor, with plain torch in place of ops that have a form to be fused; on a GPU none has."""
+    if lowered.device.type != "cpu":
+        return lowered
+    inputs = {node.name: node.meta["val"] for node in lowered.exported.graph.nodes if node.op == "placeholder"}
+    tensors = tuple(inputs[str(name)] for name in lowered.exported.graph_signature.user_inputs)
+    with torch.no_grad(), traced_ops():
+        return replace(lowered, exported=torch.export.export(lowered.bound, tensors, strict=False))
 
 
 def _captured(lowered: Lowered, backend: str, inner: Program, options: Options, *, api: Any, graph: Any) -> Compiled:

@@ -7,11 +7,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from vlmfx.compile.argument import Argument, TensorSpec
@@ -57,7 +59,13 @@ def program(file: Path) -> Program:
         raise CompileError(
             f"{file.name} cannot be loaded ({reason_of(error)}); export it again on this machine."
         ) from None
-    run: Program = loader.run
+
+    def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        # A program has no gradient, and what it calls of ours is then called by the dispatcher once, not twice.
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs: Sequence[Tensor] = loader.run(tensors)
+        return outputs
+
     return run
 
 

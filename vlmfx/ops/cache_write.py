@@ -53,6 +53,21 @@ def cpu(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Te
         cache[blocks, :, offsets] = rows if len(written) == len(rows) else rows[written]
 
 
+def traced(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """One indexed assignment of a fixed number of rows, which Inductor does in place.
+
+    A token without a slot does again what the first token with one does; where none has, each writes what is in slot 0 already."""
+    if not len(k):
+        return
+    is_written = slot_mapping >= 0
+    first = is_written.int().argmax()
+    source = torch.where(is_written, torch.arange(len(k)), first)
+    slots = slot_mapping[source].clamp(min=0).long()
+    blocks, offsets = slots // k_cache.shape[2], slots % k_cache.shape[2]
+    for cache, rows in ((k_cache, k), (v_cache, v)):
+        cache[blocks, :, offsets] = torch.where(is_written.any(), rows[source], cache[blocks, :, offsets])
+
+
 def as_array(x: Tensor) -> np.ndarray[Any, Any]:
     """x's memory as numpy sees it, which knows no bfloat16."""
     array: np.ndarray[Any, Any] = (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).detach().numpy()
@@ -96,6 +111,7 @@ OP = register(
     "cache_write(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping) -> ()",
     reference=reference,
     cpu=cpu,
+    traced=traced,
     fake=lambda k, v, k_cache, v_cache, slot_mapping: None,
     check=check,
     cost=lambda k, v, k_cache, v_cache, slot_mapping: Cost(flops=0, bytes=nbytes(k, k, v, v, slot_mapping)),

@@ -149,39 +149,43 @@ def cpu(
     if not lengths:
         return q.new_empty(q.shape)
     shortest, longest = min(lengths), max(lengths)
-    slots = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
+    _, kv_heads, block_size, _ = k_cache.shape
+    slots = block_size * (1 if block_table is None else block_table.shape[1])
     if longest > slots:
         refuse(
             "paged_decode_attention", "context_lens", f"a context of {longest}", f"{slots} at most, as there are slots"
         )
     if block_table is not None:
-        k_cache, v_cache = _gathered(k_cache, v_cache, block_table, context_lens, longest)
-    kv_heads = k_cache.shape[1]
+        count = -(-longest // block_size)
+        rows = _rows(block_table.numpy()[:, :count].tobytes(), tuple(lengths), count, block_size, kv_heads)
+        k_cache, v_cache = (cache.view(-1, block_size * head_dim).index_select(0, rows) for cache in (k_cache, v_cache))
+        slots = count * block_size
+    strides = (kv_heads * slots * head_dim, slots * head_dim, head_dim, 1)
+
+    def cut(cache: Tensor, i: int, count: int, first: int, end: int) -> Tensor:
+        # In one step: slicing along two axes takes a sixth of a short attention's time.
+        start = cache.storage_offset() + i * strides[0] + first * head_dim
+        return cache.as_strided((count, kv_heads, end - first, head_dim), strides, start)
+
     tile = q.view(num_seqs, kv_heads, num_heads // kv_heads, head_dim)
     firsts = [max(n - window, 0) for n in lengths] if window else [0] * num_seqs
     first = min(firsts)
     if shortest and first == max(firsts):
-        k, v = _cut(k_cache, 0, num_seqs, first, longest), _cut(v_cache, 0, num_seqs, first, longest)
+        k, v = cut(k_cache, 0, num_seqs, first, longest), cut(v_cache, 0, num_seqs, first, longest)
         mask = None
         if shortest < longest:
             holes = k[:, :, shortest - first :].sum() + v[:, :, shortest - first :].sum()
             mask = _mask(tuple(lengths), first, q.dtype) if math.isfinite(holes) else None
         if mask is not None or shortest == longest:
-            return F.scaled_dot_product_attention(tile, k, v, attn_mask=mask, scale=scale).reshape(q.shape)
+            return F.scaled_dot_product_attention(tile, k, v, attn_mask=mask, scale=scale).view(
+                num_seqs, num_heads, head_dim
+            )
     out = q.new_zeros(q.shape)
     for i, (start, end) in enumerate(zip(firsts, lengths, strict=True)):
         if end:
-            k, v = _cut(k_cache, i, 1, start, end), _cut(v_cache, i, 1, start, end)
-            out[i] = F.scaled_dot_product_attention(tile[i : i + 1], k, v, scale=scale).reshape(num_heads, head_dim)
+            k, v = cut(k_cache, i, 1, start, end), cut(v_cache, i, 1, start, end)
+            out[i] = F.scaled_dot_product_attention(tile[i : i + 1], k, v, scale=scale).view(num_heads, head_dim)
     return out
-
-
-def _cut(cache: Tensor, block: int, num_blocks: int, slot: int, end_slot: int) -> Tensor:
-    """Slots of num_blocks blocks from `block` on, in one step: slicing along two axes takes a sixth of a short attention's time."""
-    _, kv_heads, block_size, head_dim = cache.shape
-    strides = (kv_heads * block_size * head_dim, block_size * head_dim, head_dim, 1)
-    start = cache.storage_offset() + block * strides[0] + slot * head_dim
-    return cache.as_strided((num_blocks, kv_heads, end_slot - slot, head_dim), strides, start)
 
 
 @lru_cache(maxsize=4)
@@ -191,17 +195,13 @@ def _mask(lengths: tuple[int, ...], first: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros((), dtype=dtype).masked_fill(beyond, -torch.inf)[:, None, None]
 
 
-def _gathered(
-    k_cache: Tensor, v_cache: Tensor, block_table: Tensor, context_lens: Tensor, longest: int
-) -> tuple[Tensor, Tensor]:
-    """Caches (num_seqs, num_kv_heads, slots, D) with the blocks of each sequence side by side, and any block after its last."""
-    num_blocks, kv_heads, block_size, head_dim = k_cache.shape
-    columns = torch.arange(-(-longest // block_size))
-    blocks = torch.where(columns * block_size < context_lens[:, None], block_table[:, : len(columns)], 0)
-    rows = (blocks[:, None] * kv_heads + torch.arange(kv_heads)[:, None]).flatten()
-    shape = (len(block_table), kv_heads, len(columns) * block_size, head_dim)
-    flat = (num_blocks * kv_heads, block_size * head_dim)
-    return k_cache.view(flat).index_select(0, rows).view(shape), v_cache.view(flat).index_select(0, rows).view(shape)
+@lru_cache(maxsize=4)
+def _rows(table: bytes, lengths: tuple[int, ...], count: int, block_size: int, kv_heads: int) -> Tensor:
+    """Which (block, head) pairs of a cache, seen as one axis, lie side by side as (sequence, head, its `count` blocks), any block after a
+    sequence's last. table: `count` int32 a sequence. All layers of a step share it."""
+    blocks = torch.from_numpy(np.frombuffer(table, np.int32).reshape(len(lengths), count).astype(np.int64))
+    blocks = torch.where(torch.arange(count) * block_size < torch.tensor(lengths)[:, None], blocks, 0)
+    return (blocks[:, None] * kv_heads + torch.arange(kv_heads)[:, None]).flatten()
 
 
 def check(

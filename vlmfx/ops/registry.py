@@ -9,7 +9,9 @@ as much a call and import the compiler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
@@ -22,6 +24,7 @@ from vlmfx.errors import ShapeError
 
 LIBRARY = torch.library.Library("vlmfx", "DEF")
 DISPATCH_KEYS = {"cuda": "CUDA"}
+TRACED_OPS = ContextVar("TRACED_OPS", default=False)
 OPS: dict[str, Op] = {}  # name → contract, of the ops whose modules are imported
 
 
@@ -40,7 +43,8 @@ class Op:
     check: raises ShapeError for inputs the kernels do not take. cost: of the same arguments. cpu: the CPU kernel, where it is not
     the reference. with_grad: what runs where a gradient is wanted, if the reference would be slow. kernels: device type → the
     module below vlmfx.ops that has a function of the op's name. tolerance: how far a kernel may be from the reference, absolute and
-    relative, by dtype. is_inline: `torch.compile` sees, and fuses, the plain torch of the CPU kernel.
+    relative, by dtype. is_inline: `torch.compile` sees, and fuses, the plain torch of the CPU kernel. traced: plain torch of static
+    shapes that stands for the op on the CPU within `traced_ops`, where the CPU kernel is none that can be traced.
 
     On the CPU a plain call skips the dispatcher, which with its two layers of Python costs as much as a small op does."""
 
@@ -54,6 +58,7 @@ class Op:
     cpu: Callable[..., Any]
     with_grad: Callable[..., Any]
     is_inline: bool
+    traced: Callable[..., Any] | None
 
     @property
     def name(self) -> str:
@@ -73,13 +78,19 @@ class Op:
         return bool(self.overload._schema.is_mutable)
 
     def __call__(self, *args: Any) -> Any:
-        if args[0].is_cpu and (self.is_inline or _is_plain(args[0])):
+        if args[0].is_cpu and (kernel := self._direct(args[0])):
             for value in args:
                 if isinstance(value, Tensor) and not value.is_cpu:
                     self.checked(*args)
             self.check(*args)
-            return self.cpu(*args)
+            return kernel(*args)
         return self.overload(*args)
+
+    def _direct(self, x: Tensor) -> Callable[..., Any] | None:
+        """What a call on the CPU runs without the dispatcher, if anything."""
+        if self.is_inline or _is_plain(x):
+            return self.cpu
+        return self.traced if TRACED_OPS.get() else None
 
     def checked(self, *args: Any) -> None:
         """Raise ShapeError, naming the argument, unless all tensors are on one device and `check` is content."""
@@ -95,6 +106,16 @@ class Op:
     def kernel(self, device: str) -> Callable[..., Any]:
         """The kernel of a device type, imported on the first call: importing vlmfx needs no Triton."""
         return _load(self.kernels[device], self.name)
+
+
+@contextmanager
+def traced_ops() -> Iterator[None]:
+    """Within it a graph gets, of an op that has such a form, the plain torch that a compiler fuses, in place of the op."""
+    token = TRACED_OPS.set(True)
+    try:
+        yield
+    finally:
+        TRACED_OPS.reset(token)
 
 
 @cache
@@ -124,6 +145,7 @@ def register(
     cpu: Callable[..., Any] | None = None,
     with_grad: Callable[..., Any] | None = None,
     is_inline: bool = False,
+    traced: Callable[..., Any] | None = None,
 ) -> Op:
     """Define `torch.ops.vlmfx.<name>` and return its contract; the schema has no defaults, which torch would not pass on."""
     op = Op(
@@ -137,6 +159,7 @@ def register(
         cpu=cpu or reference,
         with_grad=with_grad or reference,
         is_inline=is_inline,
+        traced=traced,
     )
     OPS[op.name] = op
     LIBRARY.define(schema)

@@ -36,6 +36,14 @@ def cpu(qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor,
     return turned
 
 
+def traced(qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> Tensor:
+    """The two ops' own."""
+    qk, v = _split(qkv, k_cache)
+    turned = rotary.cpu(qk, cos, sin)
+    cache_write.traced(turned[:, -v.shape[1] :], v, k_cache, v_cache, slot_mapping)
+    return turned
+
+
 def fake(qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> Tensor:
     tokens, heads, head_dim = qkv.shape
     return qkv.new_empty(tokens, heads - k_cache.shape[1], head_dim)
@@ -75,6 +83,7 @@ OP = register(
     "rotary_cache_write(Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping) -> Tensor",
     reference=reference,
     cpu=cpu,
+    traced=traced,
     fake=fake,
     check=check,
     cost=cost,
