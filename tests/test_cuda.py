@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,22 @@ def test_greedy(case: Case):
     for prompt, param in zip(prompts, params, strict=True):
         (alone,) = llm.generate(prompt.request(), param)
         assert list(alone.outputs[0].token_ids) == prompt.greedy_ids
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_captured_programs_give_what_the_functions_give(case: Case):
+    """The log-probabilities too, with sampled tokens, in a batch that shrinks; a second round only replays."""
+    options: dict[str, Any] = {"device": "cuda", "dtype": "float32"}
+    eager = vlmfx.LLM(str(case.model_folder), enforce_eager=True, **options)
+    captured = vlmfx.LLM(str(case.model_folder), **options)
+    requests = [p.request() for p in case.prompts()] * 2
+    params = [vlmfx.SamplingParams(seed=i, max_tokens=4 + i, ignore_eos=True, logprobs=1) for i in range(len(requests))]
+    expected = [o.outputs[0].token_ids for o in eager.generate(requests, params, use_tqdm=False)]
+    for _ in range(2):
+        made = captured.executor.memory().num_programs
+        outputs = captured.generate(requests, params, use_tqdm=False)
+        assert [o.outputs[0].token_ids for o in outputs] == expected
+    assert captured.executor.memory().num_programs == made > 0
 
 
 def test_scenes_answers_as_on_the_cpu():

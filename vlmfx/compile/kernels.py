@@ -3,6 +3,7 @@ a server compiles none."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ def gathered(folder: Path) -> Iterator[None]:
         yield
     finally:
         cache.dir = before
+    for kernel in folder.iterdir():
+        _name_files_in(kernel, Path())
 
 
 def install(folder: Path) -> None:
@@ -42,9 +45,17 @@ def install(folder: Path) -> None:
             if not (target / kernel.name).exists():
                 part = target / f"{kernel.name}.{os.getpid()}.part"
                 shutil.copytree(kernel, part)
+                _name_files_in(part, target / kernel.name)
                 os.replace(part, target / kernel.name)
     except OSError as error:
         raise CheckpointError(
             f"{folder}: the kernels cannot be put into Triton's cache {target} ({reason_of(error)}); set TRITON_CACHE_DIR to a folder "
             "that can be written."
         ) from None
+
+
+def _name_files_in(kernel: Path, where: Path) -> None:
+    """Triton's index of a kernel's files names them by whole paths: those that they have in the folder `where`."""
+    for index in kernel.glob("__grp__*.json"):
+        files = json.loads(index.read_text(encoding="utf-8"))["child_paths"]
+        index.write_text(json.dumps({"child_paths": {name: str(where / name) for name in files}}), encoding="utf-8")
