@@ -49,6 +49,7 @@ REPOS = {
     "plain": {MAIN: ["config.json", "model.safetensors"]},
     "org/bin": {MAIN: ["config.json", "pytorch_model-00001-of-00001.bin", "README.md"]},
     "org/empty": {MAIN: ["config.json"]},
+    "org/bundle": {MAIN: ["bundle.json", "config.json", "model.safetensors", "programs/decode-1.pt2"]},
     "org/gated": {MAIN: ["config.json", "model.safetensors"]},
 }
 REVISIONS = {"main": MAIN, "v1.0": OLD, MAIN: MAIN, OLD: OLD}
@@ -226,6 +227,13 @@ def test_repositories_without_safetensors(server, resolve):
     assert not any(".bin" in path for _, path, _ in server.requests)
     assert "holds no .safetensors weights, and" in resolve("org/empty")
     assert "holds no .safetensors weights" in resolve("org/bin", env={"HF_HUB_OFFLINE": "1"})
+
+
+def test_a_bundle_is_refused_and_its_programs_are_not_fetched(server, resolve):
+    assert "'org/bundle' holds a bundle (bundle.json), which is a program and is never run from a hub" in resolve(
+        "org/bundle"
+    )
+    assert not any(path.endswith(".pt2") for _, path, _ in server.requests)
 
 
 def test_not_found_and_not_cached(resolve):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from vlmfx import weights
-from vlmfx.compile.bundle import Bundle, check_options, is_bundle
+from vlmfx.compile.bundle import PROGRAMS, Bundle, check_options, is_bundle
 from vlmfx.compile.bundle import read as read_bundle
 from vlmfx.compile.executor import EagerExecutor
 from vlmfx.compile.kernels import install
@@ -201,7 +201,11 @@ def _bundle(
     max_model_len: int | None,
 ) -> Bundle | None:
     """The bundle that a local folder holds, checked for this machine and these options; None for a model folder or a name."""
-    if not os.path.isdir(model) or model == "scenes" or not is_bundle(Path(model)):
+    if not os.path.isdir(model) or model == "scenes":
+        return None
+    if not is_bundle(Path(model)):
+        if (Path(model) / PROGRAMS).is_dir():
+            raise CheckpointError(f"{model}: its export was not finished; run `vlmfx export` to that folder again.")
         return None
     found = read_bundle(Path(model))
     check_options(found, dtype=dtype, device=device, task=task, max_model_len=max_model_len)

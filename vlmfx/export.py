@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vlmfx import __version__, checkpoint
 from vlmfx.checkpoint import Blueprint, Task
 from vlmfx.compile.buckets import UNITS, Plan, read_plan
-from vlmfx.compile.bundle import MANIFEST, Bundle, program_name, sha256
+from vlmfx.compile.bundle import MANIFEST, PROGRAMS, Bundle, program_name, sha256
 from vlmfx.compile.host import Host
 from vlmfx.compile.kernels import KERNELS
 from vlmfx.compile.ladders import EMBED, GENERATE, default_plan
@@ -29,7 +29,6 @@ from vlmfx.export_jobs import Job, compiled, gather_kernels
 MAX_NUM_SEQS = 16
 MAX_LEN = 4096  # of the default plan, where the context is longer
 MAX_PATCHES = {"cpu": 4096, "cuda": 16384}  # of the default plan's largest encode
-PROGRAMS = "programs"
 
 
 def export(

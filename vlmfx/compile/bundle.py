@@ -21,6 +21,7 @@ from vlmfx.compile.layout import CacheLayout
 from vlmfx.errors import CheckpointError, InvalidRequest, reason_of, shown
 
 MANIFEST = "bundle.json"
+PROGRAMS = "programs"  # the folder in it of packages
 FORMAT = 1
 CHUNK = 1 << 20
 AGAIN = "export it again"

@@ -90,7 +90,9 @@ class Op:
         """What a call on the CPU runs without the dispatcher, if anything."""
         if self.is_inline or _is_plain(x):
             return self.cpu
-        return self.traced if TRACED_OPS.get() else None
+        # Dynamo cannot look at a context variable; it gets the op.
+        is_traced = self.traced is not None and not torch.compiler.is_dynamo_compiling() and TRACED_OPS.get()
+        return self.traced if is_traced else None
 
     def checked(self, *args: Any) -> None:
         """Raise ShapeError, naming the argument, unless all tensors are on one device and `check` is content."""
