@@ -1,6 +1,6 @@
 """export and bundles: what a bundle answers, that it does so with no compiler in the process, and what is refused in one sentence.
 
-Three programs are compiled, once, for all tests; the embedding model's are slow tests."""
+Three programs are compiled, once, for all tests; those of other families and of embeddings are slow tests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import torch
 
 import vlmfx
 from tests.compile.functions import needs_compiler
-from tests.golden_cases import TINY
+from tests.golden_cases import EVERY, TINY
 from tests.invariants import is_one_sentence
-from tests.pictures import picture
+from tests.pictures import about, picture
 from vlmfx import checkpoint
 from vlmfx import export as module
 from vlmfx.compile import host as hosts
@@ -308,3 +308,28 @@ def test_a_default_plan_reaches_as_far_as_the_cache():
     assert (plan.prefill[-1], plan.decode[-1], plan.max_seqs, plan.pool) == (512, 4, 4, ())
     assert all(size % blueprint.programs.config.vision.patch_multiple == 0 for size in plan.encode)
     assert plan.num_graphs <= 48
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", EVERY)
+def test_a_bundle_of_every_family_answers_as_the_model_does(family, tmp_path):
+    model = vlmfx.LLM(str(EVERY[family]), dtype="float32", device="cpu", max_model_len=2048)
+    multiple = model.model.config.vision.patch_multiple
+    plan = replace(PLAN, encode=(-(-6144 // multiple) * multiple,), prefill=(2048,), max_segments=64)
+    export(EVERY[family], tmp_path, **{**OPTIONS, "plan": plan, "max_model_len": 2048})
+    some = [about(model.model, picture(70, 40)), "Some words", about(model.model, picture(40, 90))]
+    assert ids(vlmfx.generate(str(tmp_path), some, GREEDY, use_tqdm=False, strict=True)) == ids(
+        model.generate(some, GREEDY, use_tqdm=False)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_bundle_embeds_as_the_model_does(family, tmp_path):
+    model = vlmfx.LLM(str(TINY[family]), dtype="float32", device="cpu", task="embed")
+    multiple = model.model.config.vision.patch_multiple
+    plan = replace(PLAN, encode=(-(-512 // multiple) * multiple,), pool=(256,))
+    export(TINY[family], tmp_path, **{**OPTIONS, "plan": plan, "task": "embed"})
+    some = [about(model.model, picture(70, 40)), "Some words", about(model.model, picture(40, 90))]
+    mine = vlmfx.embed(str(tmp_path), some, use_tqdm=False, strict=True)
+    torch.testing.assert_close(mine, vlmfx.embed(model, some, use_tqdm=False), atol=1e-5, rtol=0)
