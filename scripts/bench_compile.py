@@ -95,10 +95,15 @@ def forms(cfg: qwen2_vl.Qwen2VLConfig) -> dict[str, Callable[[], Run]]:
     }
 
 
-def step_ms(run: Callable[[], Any], device: torch.device) -> float:
-    """Milliseconds of a step, a median."""
-    if device.type == "cpu":
-        return median(_timed(run) for _ in range(30))
+def steps_ms(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
+    """Milliseconds of a step of each form, medians; on a CPU they take turns."""
+    if device.type == "cuda":
+        return [_replay_ms(run) for run in runs]
+    rounds = [[_timed(run) for run in runs] for _ in range(40)]
+    return [median(times) for times in zip(*rounds, strict=True)]
+
+
+def _replay_ms(run: Callable[[], Any]) -> float:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.cuda.stream(stream):
         run()
@@ -137,9 +142,9 @@ def measure(
     params = {"text": tree_map(random, qwen2_vl.param_specs(cfg)["text"])}
     inputs = decode_inputs(cfg, batch, context, device)
     cache = cache_of(cfg, inputs, dtype)
-    lines, expected = [], None
+    expected, runs, cells = None, [], []
+    torch.compiler.reset()
     for name, make in forms(cfg).items():
-        torch.compiler.reset()
         run = partial(make(), params, cache, inputs)
         begin = time.perf_counter()
         _, logits = run()
@@ -150,9 +155,13 @@ def measure(
         off = float((logits.float() - expected.float()).abs().max() / expected.float().abs().max())
         if off > (0.05 if dtype == torch.bfloat16 else 1e-4):
             raise SystemExit(f"bench_compile: the logits of {name} are off by {off:.2g} of their range.")
-        compile_s = "" if name == "eager" else f"{first_s:.1f}"
-        lines.append(f"| {num_layers} | {name} | {compile_s} | {step_ms(run, device):.2f} |")
-        print(lines[-1], flush=True)
+        runs.append(run)
+        cells.append((name, "" if name == "eager" else f"{first_s:.1f}"))
+    lines = [
+        f"| {num_layers} | {name} | {compile_s} | {ms:.2f} |"
+        for (name, compile_s), ms in zip(cells, steps_ms(runs, device), strict=True)
+    ]
+    print("\n".join(lines), flush=True)
     return lines
 
 
