@@ -159,7 +159,7 @@ def load(
         dtype, device, max_model_len = (
             bundle.dtype,
             device or bundle.host.device,
-            max_model_len or bundle.layout.max_len,
+            max_model_len or bundle.max_model_len,
         )
     plan = blueprint(
         model, dtype=dtype, device=device, max_model_len=max_model_len, chat_template=chat_template, revision=revision,

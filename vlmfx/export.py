@@ -73,6 +73,7 @@ def export(
         host=host,
         plan=_plan(plan, blueprint, kind, max_num_seqs, length),
         layout=CacheLayout.of(max_num_seqs if kind == "generate" else 1, length),
+        max_model_len=length,
         weights=folder if copy_weights else source.resolve(),
     )
     with _writing(folder):
@@ -135,7 +136,7 @@ def _jobs(bundle: Bundle, source: Path, task: Task, device: torch.device, stamp:
             device=str(device),
             task=task,
             march=bundle.host.march,
-            max_model_len=bundle.layout.max_len,
+            max_model_len=bundle.max_model_len,
             plan=plan,
             layout=bundle.layout,
             name=name,

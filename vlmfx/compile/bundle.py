@@ -41,6 +41,7 @@ class Bundle:
     host: Host
     plan: Plan
     layout: CacheLayout
+    max_model_len: int
     weights: Path
     programs: Mapping[str, str] = field(default_factory=dict)
     kernels: str = ""
@@ -92,7 +93,17 @@ def read(folder: Path) -> Bundle:
             weights=folder if found["weights"] == "." else Path(found["weights"]),
             **{
                 key: found[key]
-                for key in ("vlmfx", "model", "task", "dtype", "programs", "kernels", "hashes", "weight_sizes")
+                for key in (
+                    "vlmfx",
+                    "model",
+                    "task",
+                    "dtype",
+                    "max_model_len",
+                    "programs",
+                    "kernels",
+                    "hashes",
+                    "weight_sizes",
+                )
             },
         )
         names = {program_name(program, size) for program in bundle.plan.programs for size in bundle.plan.rungs(program)}
@@ -118,7 +129,7 @@ def check_options(
     max_model_len: int | None,
 ) -> None:
     """Raise CheckpointError, or InvalidRequest, for options that ask for another program than the bundle has."""
-    most = bundle.layout.max_len
+    most = bundle.max_model_len
     if isinstance(max_model_len, int) and max_model_len > most:
         raise InvalidRequest(
             "max_model_len",

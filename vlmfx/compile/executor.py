@@ -125,14 +125,18 @@ class PlannedExecutor:
 
     def bucket(self, program: str, size: int, count: int = 1) -> int | None:
         rungs = self.plan.rungs(program)
-        most = self.plan.max_segments if program == "encode" else self.plan.max_seqs
-        is_beyond = not rungs or size > rungs[-1] or (program != "decode" and count > most)
+        most = self._count(program, size)
+        is_beyond = not rungs or size > rungs[-1] or count > most
         if is_beyond and not self.strict:
             return None
-        if count > most and program != "decode":
+        if count > most:
             what = "segments" if program == "encode" else "sequences"
             raise PlanError(f"{program}: a step has {count} {what}, expected at most {most} by the plan; send fewer.")
         return self.plan.bucket(program, size)
+
+    def _count(self, program: str, size: int) -> int:
+        """Segments of an encode bucket, sequences of another."""
+        return {"encode": self.plan.max_segments, "decode": size}.get(program, self.plan.max_seqs)
 
     @cached_property
     def _cache(self) -> Cache:
@@ -149,7 +153,7 @@ class PlannedExecutor:
         return self._cache
 
     def encode(self, inputs: VisionInputs) -> Tensor:
-        rows: Tensor = self._run("encode", len(inputs.position_ids), inputs)
+        rows: Tensor = self._run("encode", len(inputs.position_ids), inputs.num_segments, inputs)
         return rows
 
     def step(self, inputs: Step, cache: Cache) -> tuple[Tensor, Tensor]:
@@ -157,21 +161,21 @@ class PlannedExecutor:
         if self.chains_sampling:
             inputs = replace(inputs, sampling=None)
         name = "prefill" if inputs.batch.context_lens is None else "decode"
-        ids, logits = self._run(name, len(inputs.ids), inputs, cache)
+        ids, logits = self._run(name, len(inputs.ids), inputs.num_seqs, inputs, cache)
         if self.chains_sampling and sampling is not None:
             return choose(logits, moved(sampling, logits.device))
         return ids, logits
 
     def pool(self, inputs: Step) -> Tensor:
-        vectors: Tensor = self._run("pool", len(inputs.ids), inputs)
+        vectors: Tensor = self._run("pool", len(inputs.ids), inputs.num_seqs, inputs)
         return vectors
 
     def memory(self) -> ExecutorMemory:
         cache = sum(t.nbytes for t in leaves(self._cache)) if "_cache" in self.__dict__ else 0
         return ExecutorMemory(len(self._made), cache, self._program_bytes)
 
-    def _run(self, name: str, size: int, inputs: Tree, *cache: Cache) -> Any:
-        if size not in self.plan.rungs(name):  # beyond it, and not strict
+    def _run(self, name: str, size: int, count: int, inputs: Tree, *cache: Cache) -> Any:
+        if size not in self.plan.rungs(name) or count != self._count(name, size):  # beyond the plan, so not padded
             return self.programs.program(name)(self.params, *cache, moved(inputs, self.programs.device))
         key = (name, size, getattr(inputs, "sampling", None) is None)
         if key not in self._made:

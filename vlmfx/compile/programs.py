@@ -79,6 +79,11 @@ class Step:
     last: Tensor | None = None
     sampling: Sampling | None = None
 
+    @property
+    def num_seqs(self) -> int:
+        """One a token in decoding."""
+        return len(self.ids) if self.batch.cu_seqlens is None else len(self.batch.cu_seqlens) - 1
+
 
 def encode(functions: ModuleType, config: Any, params: Tree, inputs: VisionInputs) -> Tensor:
     """Feature rows (F, row) of images and videos, in order."""
