@@ -19,9 +19,9 @@ from PIL import Image
 
 from vlmfx import checkpoint
 from vlmfx.checkpoint import Blueprint, Task
+from vlmfx.compile.abstract import as_meta
 from vlmfx.compile.buckets import Plan
 from vlmfx.compile.bundle import program_name
-from vlmfx.compile.executor import moved
 from vlmfx.compile.host import Host
 from vlmfx.compile.inputs import bucket_inputs
 from vlmfx.compile.kernels import gathered
@@ -109,10 +109,9 @@ def _default_jobs() -> int:
 def compile_job(job: Job) -> None:
     """Compile one program and write its package."""
     programs, device, (bound, inputs) = opened(job)[0].programs, torch.device(job.device), arguments(job)
-    abstract = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf, inputs)
     try:
         lowered = jit(programs.program(job.name), donate=(1,) if job.has_cache else ()).lower(
-            *bound, abstract, device=device
+            *bound, as_meta(inputs), device=device
         )
         lowered.compile("aot", **Host.of(device, job.march).inductor_options).save(job.file)
     except VlmfxError:
@@ -132,11 +131,16 @@ def run_all(jobs: Sequence[Job], folder: Path) -> None:
     def zeros(leaf: object) -> object:
         return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, torch.Tensor) else leaf
 
+    def copied(leaf: object) -> object:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=device).copy_(leaf)
+
     with gathered(folder):
         params = tree_map(zeros, opened(jobs[0])[0].params)
         for job in jobs:
             (_, *cache), inputs = arguments(job)
-            result = load(job.file)(params, *tree_map(zeros, cache), moved(inputs, device))
+            result = load(job.file)(params, *tree_map(zeros, cache), tree_map(copied, inputs))
             if job.has_cache:
                 ids, logits = result
                 for sampling in _samplings(len(ids), device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 
 from tests.golden_cases import EVERY, load_model
 from tests.pictures import about, picture
-from vlmfx.compile.argument import Argument
+from vlmfx.compile.abstract import as_meta
+from vlmfx.compile.argument import Argument, TensorSpec
 from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import PlannedExecutor
 from vlmfx.compile.inputs import bucket_inputs
@@ -21,6 +23,11 @@ from vlmfx.engine.sequence import Request
 from vlmfx.processing.prompt import prepare
 
 LENGTH = 2000
+
+
+def on_meta(leaf: Any) -> Any:
+    """A leaf's spec, of a tensor elsewhere."""
+    return replace(leaf, device=torch.device("meta")) if isinstance(leaf, TensorSpec) else leaf
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -44,13 +51,15 @@ def test_they_are_what_the_runner_gives(family, task):
         expected = Argument.of("inputs", made)
         found = Argument.of("inputs", inputs)
         assert found == expected
+        assert Argument.of("inputs", as_meta(made)).leaves == tuple(map(on_meta, expected.leaves))
         return partial(fn, *bound)
 
     executor = PlannedExecutor(
         model.program_set, model.params, plan=plan, layout=layout, make=make, strict=True, chains_sampling=True
     )
     if task == "embed":
-        assert len(list(pooler.run(model, requests, executor=executor))) == 3
+        vectors = [vector for _, vector in pooler.run(model, requests * 2, executor=executor)]  # two passes
+        assert len(vectors) == 6
         assert seen == ["encode", "pool"]
         return
     params = [SamplingParams.greedy(max_tokens=3), SamplingParams(max_tokens=2), SamplingParams.greedy(max_tokens=2)]

@@ -35,14 +35,18 @@ def eval_shape(fn: Callable[..., Tree], *abstract: Tree) -> Tree:
     abstract: trees of tensors, meta or fake tensors or ShapeDtypes; fn gets other leaves as they are."""
     with tracing() as mode:
         result = fn(*(fake(value, mode, target_device(abstract)) for value in abstract))
-    return tree_map(
-        lambda leaf: (
-            torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
-            if isinstance(leaf, Tensor)
-            else leaf
-        ),
-        result,
-    )
+    return as_meta(result)
+
+
+def as_meta(tree: Tree) -> Tree:
+    """The same tree of meta tensors, strides and all, which `.to("meta")` does not keep."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+
+    return tree_map(one, tree)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -102,4 +103,4 @@ def _pad_sampling(draw: Sampling | None, num: int) -> Sampling | None:
 
 def _extended(values: Tensor, num: int, fill: int) -> Tensor:
     """values with num more entries along the first axis. Raises RuntimeError for a bucket that is smaller than the values."""
-    return F.pad(values, (0, 0) * (values.dim() - 1) + (0, num), value=fill)
+    return torch.cat((values, values.new_full((num, *values.shape[1:]), fill)))

@@ -41,17 +41,21 @@ def run(
     Requests are taken as they are needed, so that their pixels need not all be in memory at once. Which of them share a pass is
     decided by max_tokens alone, and does not change a vector beyond rounding."""
     check_dimensions(model, dimensions)
-    for batch in _passes(requests, max_tokens):
+    executor = executor or model.executor
+    plan, max_seqs = executor.plan, 2**31
+    if plan is not None and plan.pool:
+        max_tokens, max_seqs = min(max_tokens, plan.pool[-1]), plan.max_seqs
+    for batch in _passes(requests, max_tokens, max_seqs):
         vectors = normalize(runner.pool(model, batch, executor), dimensions)
         yield from zip(batch, vectors.cpu(), strict=True)
 
 
-def _passes(requests: Iterable[ModelInputs], max_tokens: int) -> Iterator[list[ModelInputs]]:
-    """The requests in order, cut where the next would bring a pass above max_tokens."""
+def _passes(requests: Iterable[ModelInputs], max_tokens: int, max_seqs: int) -> Iterator[list[ModelInputs]]:
+    """The requests in order, cut where the next would bring a pass above max_tokens or max_seqs."""
     batch: list[ModelInputs] = []
     num_tokens = 0
     for request in requests:
-        if batch and num_tokens + len(request.token_ids) > max_tokens:
+        if batch and (num_tokens + len(request.token_ids) > max_tokens or len(batch) == max_seqs):
             yield batch
             batch, num_tokens = [], 0
         batch.append(request)

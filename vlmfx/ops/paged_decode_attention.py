@@ -177,14 +177,12 @@ def cpu(
             holes = k[:, :, shortest - first :].sum() + v[:, :, shortest - first :].sum()
             mask = _mask(tuple(lengths), first, q.dtype) if math.isfinite(holes) else None
         if mask is not None or shortest == longest:
-            return F.scaled_dot_product_attention(tile, k, v, attn_mask=mask, scale=scale).view(
-                num_seqs, num_heads, head_dim
-            )
+            return F.scaled_dot_product_attention(tile, k, v, attn_mask=mask, scale=scale).reshape(q.shape)
     out = q.new_zeros(q.shape)
     for i, (start, end) in enumerate(zip(firsts, lengths, strict=True)):
         if end:
             k, v = cut(k_cache, i, 1, start, end), cut(v_cache, i, 1, start, end)
-            out[i] = F.scaled_dot_product_attention(tile[i : i + 1], k, v, scale=scale).view(num_heads, head_dim)
+            out[i] = F.scaled_dot_product_attention(tile[i : i + 1], k, v, scale=scale).reshape(num_heads, head_dim)
     return out
 
 
