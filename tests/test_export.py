@@ -121,6 +121,22 @@ def test_what_is_beyond_the_plan_runs_uncompiled_or_is_refused(made):
     assert ids([outputs[0], outputs[2]]) == ids(model.generate([prompts()[1], prompts()[0]], few, use_tqdm=False))
 
 
+def test_a_call_within_a_call_is_refused_and_harms_nothing(made):
+    compiled, nested = vlmfx.LLM(str(made)), []
+    expected = ids(compiled.generate(prompts(), GREEDY, use_tqdm=False))
+
+    def on_text(number: int, text: str) -> None:
+        with pytest.raises(
+            PlanError, match=r"the LLM is answering already, and its programs have one cache; wait"
+        ) as caught:
+            compiled.generate("Some words", GREEDY)
+        nested.append(caught.value)
+
+    assert ids(compiled.generate(prompts(), GREEDY, use_tqdm=False, on_text=on_text)) == expected
+    assert nested
+    assert ids(compiled.generate(prompts(), GREEDY, use_tqdm=False)) == expected
+
+
 def test_an_export_goes_on_from_what_is_there(bundle, monkeypatch):
     """After an interrupt, and after another plan: what is there is used, what is not used any more goes."""
     before = json.loads((bundle / "bundle.json").read_text())
@@ -129,6 +145,7 @@ def test_an_export_goes_on_from_what_is_there(bundle, monkeypatch):
     packages["decode-2"].unlink()
     (bundle / "bundle.json").unlink()
     (bundle / "programs" / "encode-4-0123456789ab.pt2").write_bytes(b"of an earlier plan")
+    (bundle / "programs" / "thesis.pt2").write_bytes(b"of the user's")
 
     def interrupted(todo, jobs):
         assert [job.name for job in todo] == ["decode"]
@@ -149,7 +166,7 @@ def test_an_export_goes_on_from_what_is_there(bundle, monkeypatch):
     monkeypatch.setattr(module, "compiled", one)
     export(MODEL, bundle, copy_weights=True, **OPTIONS)
     assert json.loads((bundle / "bundle.json").read_text()) == before
-    assert set((bundle / "programs").iterdir()) == {*packages.values()}
+    assert set((bundle / "programs").iterdir()) == {*packages.values(), bundle / "programs" / "thesis.pt2"}
 
 
 def test_a_full_disk_leaves_no_bundle(made, tmp_path, monkeypatch):

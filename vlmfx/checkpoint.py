@@ -156,11 +156,9 @@ def load(
     task = resolve_task(task)
     bundle = _bundle(model, dtype, device, task, max_model_len)
     if bundle is not None:
-        dtype, device, max_model_len = (
-            bundle.dtype,
-            device or bundle.host.device,
-            max_model_len or bundle.max_model_len,
-        )
+        is_open = device is None or str(device) == "auto"
+        dtype, device = bundle.dtype, bundle.host.device if is_open else device
+        max_model_len = max_model_len or bundle.max_model_len
     plan = blueprint(
         model, dtype=dtype, device=device, max_model_len=max_model_len, chat_template=chat_template, revision=revision,
         hf_token=hf_token, task=task,
@@ -203,8 +201,9 @@ def _bundle(
     """The bundle that a local folder holds, checked for this machine and these options; None for a model folder or a name."""
     if not os.path.isdir(model) or model == "scenes":
         return None
+    resolve(model)  # refuses one in a hub's cache
     if not is_bundle(Path(model)):
-        if (Path(model) / PROGRAMS).is_dir():
+        if any((Path(model) / PROGRAMS).glob("*-*-????????????.pt2")):
             raise CheckpointError(f"{model}: its export was not finished; run `vlmfx export` to that folder again.")
         return None
     found = read_bundle(Path(model))

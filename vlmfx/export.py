@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from vlmfx.export_jobs import Job, compiled, gather_kernels
 MAX_NUM_SEQS = 16
 MAX_LEN = 4096  # of the default plan, where the context is longer
 MAX_PATCHES = {"cpu": 4096, "cuda": 16384}  # of the default plan's largest encode
+
+_OURS = re.compile(rf"((encode|prefill|decode|pool)-\d+|{KERNELS})-[0-9a-f]{{12}}(\.pt2)?(\.\d+\.part)?")
 
 
 def export(
@@ -91,7 +94,7 @@ def export(
                 bar.update()
         kernels = ""
         if target.type == "cuda":
-            kernels = f"{KERNELS}-{_digest(stamp, *sorted(bundle.plan.to_json()))}"
+            kernels = f"{KERNELS}-{_digest(stamp, bundle.plan.to_json())}"
             if not (folder / kernels).is_dir():
                 part = folder / f"{kernels}.{os.getpid()}.part"
                 gather_kernels(work, part)
@@ -152,7 +155,7 @@ def _remove_others(bundle: Bundle) -> None:
     """What earlier exports to the folder left and this one does not use."""
     used = {*bundle.programs.values(), bundle.kernels}
     for path in [*(bundle.folder / PROGRAMS).iterdir(), *bundle.folder.glob(f"{KERNELS}-*")]:
-        if path.relative_to(bundle.folder).as_posix() not in used:
+        if _OURS.fullmatch(path.name) and path.relative_to(bundle.folder).as_posix() not in used:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -45,7 +45,7 @@ def resolve(
             )
         return SCENES
     if os.path.isdir(model):  # not Path.is_dir: it raises for names that are too long, and takes "" for "."
-        if (Path(model) / BUNDLE).exists() and _HUB_CACHE.search(os.path.abspath(model)):
+        if (Path(model) / BUNDLE).exists() and _HUB_CACHE.search(os.path.realpath(model)):
             raise CheckpointError(_refused_bundle(str(model)))
         return Path(model)
     if os.path.exists(model):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -106,6 +107,15 @@ def read(folder: Path) -> Bundle:
                 )
             },
         )
+        if not all(isinstance(d, dict) for d in (bundle.programs, bundle.hashes, bundle.weight_sizes)):
+            raise ValueError("its lists of files are no objects")
+        if not re.fullmatch(r"(kernels-[0-9a-f]{12})?", bundle.kernels):
+            raise ValueError("its kernels lie elsewhere")
+        for name in (*bundle.hashes, *bundle.weight_sizes):
+            if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+                raise ValueError("it names a file that lies elsewhere")
+        if "config.json" not in bundle.hashes:
+            raise ValueError("it does not know its config.json")
         names = {program_name(program, size) for program in bundle.plan.programs for size in bundle.plan.rungs(program)}
         if names != {*bundle.programs} or not {*bundle.programs.values()} <= {*bundle.hashes}:
             raise ValueError("its programs are not those of its plan")

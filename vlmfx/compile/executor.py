@@ -5,9 +5,11 @@ Both take inputs that are on the host, or in part on the device already, as the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -41,6 +43,9 @@ class Executor(Protocol):
     @property
     def layout(self) -> CacheLayout | None: ...
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Held while a caller uses the cache."""
+
     def bucket(self, program: str, size: int, count: int = 1) -> int | None:
         """What a step of `size` in `count` sequences or segments is padded to, None for nothing. Raises PlanError."""
 
@@ -67,6 +72,9 @@ class EagerExecutor:
 
     def __init__(self, programs: ProgramSet, params: Tree, plan: Plan | None = None) -> None:
         self.programs, self.params, self.plan = programs, params, plan
+
+    def alone(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def bucket(self, program: str, size: int, count: int = 1) -> int | None:
         return None if self.plan is None else self.plan.bucket(program, size)
@@ -121,6 +129,7 @@ class PlannedExecutor:
         self.programs, self.params, self.plan, self.layout, self.make = programs, params, plan, layout, make
         self.strict, self.chains_sampling = strict, chains_sampling
         self._made: dict[tuple[str, int, bool], Run] = {}
+        self._lock = Lock()
         self._program_bytes = 0
 
     def bucket(self, program: str, size: int, count: int = 1) -> int | None:
@@ -133,6 +142,18 @@ class PlannedExecutor:
             what = "segments" if program == "encode" else "sequences"
             raise PlanError(f"{program}: a step has {count} {what}, expected at most {most} by the plan; send fewer.")
         return self.plan.bucket(program, size)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One caller at a time: there is one cache, whose rows a second one would take from the first. Raises PlanError."""
+        if not self._lock.acquire(blocking=False):
+            raise PlanError(
+                "cache: the LLM is answering already, and its programs have one cache; wait for that call, or use another LLM."
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _count(self, program: str, size: int) -> int:
         """Segments of an encode bucket, sequences of another."""

@@ -44,14 +44,26 @@ def install(folder: Path) -> None:
         for kernel in folder.iterdir():
             if not (target / kernel.name).exists():
                 part = target / f"{kernel.name}.{os.getpid()}.part"
-                shutil.copytree(kernel, part)
-                _name_files_in(part, target / kernel.name)
-                os.replace(part, target / kernel.name)
+                try:
+                    shutil.copytree(kernel, part)
+                    _name_files_in(part, target / kernel.name)
+                    _move(part, target / kernel.name)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(
             f"{folder}: the kernels cannot be put into Triton's cache {target} ({reason_of(error)}); set TRITON_CACHE_DIR to a folder "
             "that can be written."
         ) from None
+
+
+def _move(part: Path, target: Path) -> None:
+    """Rename a folder, unless another process was faster."""
+    try:
+        os.replace(part, target)
+    except OSError:
+        if not target.is_dir():
+            raise
 
 
 def _name_files_in(kernel: Path, where: Path) -> None:

@@ -36,8 +36,15 @@ def run(
     that start together have at most max_tokens. One whose pixels cannot be loaded, or whose prefill fails, fails alone."""
     if not requests:
         return
-    waiting, one_by_one = deque(requests), 0
     executor = executor or model.executor
+    with executor.alone():
+        yield from _run(model, requests, executor, max_num_seqs, max_tokens, on_text)
+
+
+def _run(
+    model: Model, requests: Sequence[Request], executor: Executor, max_num_seqs: int, max_tokens: int, on_text: OnText
+) -> Iterator[RequestOutput]:
+    waiting, one_by_one = deque(requests), 0
     longest = max(r.max_len(model) for r in requests)
     num_rows = min(max_num_seqs, len(requests), _most_rows(executor))
     if executor.plan is not None and executor.plan.prefill:

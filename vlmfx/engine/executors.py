@@ -53,7 +53,7 @@ def executor_for(
     if rows == 0:  # not one sequence of full length: the cache of each call is as long as it must be
         return model.executor
     layout = CacheLayout.of(rows, model.max_model_len)
-    chosen = _plan(model, plan, task, rows, layout)
+    chosen = _plan(model, plan, task, rows if task == "generate" else max_num_seqs, layout)
     compiling = backend == "inductor"
     make_here = Compiling(backend, device) if compiling else Capturing(device)
     return PlannedExecutor(plan=chosen, layout=layout, make=make_here, chains_sampling=compiling, **common)

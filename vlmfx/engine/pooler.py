@@ -45,9 +45,10 @@ def run(
     plan, max_seqs = executor.plan, 2**31
     if plan is not None and plan.pool:
         max_tokens, max_seqs = min(max_tokens, plan.pool[-1]), plan.max_seqs
-    for batch in _passes(requests, max_tokens, max_seqs):
-        vectors = normalize(runner.pool(model, batch, executor), dimensions)
-        yield from zip(batch, vectors.cpu(), strict=True)
+    with executor.alone():
+        for batch in _passes(requests, max_tokens, max_seqs):
+            vectors = normalize(runner.pool(model, batch, executor), dimensions)
+            yield from zip(batch, vectors.cpu(), strict=True)
 
 
 def _passes(requests: Iterable[ModelInputs], max_tokens: int, max_seqs: int) -> Iterator[list[ModelInputs]]:

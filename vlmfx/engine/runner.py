@@ -197,7 +197,8 @@ def decode(
     inputs = replace(inputs, extras=_extras(model, inputs, max_lens, [1] * n))
     with matmul_backend(model, len(inputs.ids)):
         next_ids, logits = executor.step(inputs, cache)
-    return next_ids[:n], logits[:n]
+    # A captured program's outputs lie where another program may write before the ids are used.
+    return next_ids[:n].clone() if bucket is not None else next_ids[:n], logits[:n]
 
 
 def _block_table(rows: Sequence[int], layout: CacheLayout) -> Tensor:
