@@ -49,6 +49,21 @@ def test_captured_programs_give_what_the_functions_give(case: Case):
     assert captured.executor.memory().num_programs == made > 0
 
 
+def test_more_requests_than_rows_give_what_the_functions_give():
+    """Requests of unequal length leave and enter while the other row runs, so that ids outlive the step that made them."""
+    prompts = ["Name a colour.", "How many stars are there in the sky at night?", "One.", "Say a word.", "Two things."]
+    params = [vlmfx.SamplingParams.greedy(max_tokens=n, ignore_eos=True) for n in (3, 17, 8, 1, 12)]
+    answers = [
+        vlmfx.LLM("scenes", device="cuda", dtype="float32", max_num_seqs=2, enforce_eager=is_eager).generate(
+            prompts, params, use_tqdm=False
+        )
+        for is_eager in (True, False)
+    ]
+    eager, captured = ([o.outputs[0].token_ids for o in outputs] for outputs in answers)
+    assert captured == eager
+    assert [len(ids) for ids in captured] == [3, 17, 8, 1, 12]
+
+
 def test_scenes_answers_as_on_the_cpu():
     image = Image.open(PICTURE)
     prompts = [
