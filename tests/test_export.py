@@ -295,10 +295,10 @@ def test_a_bundle_is_not_exported_again(made, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"plan": replace(PLAN, decode=())}, InvalidRequest, 'it has no rungs for decode, which task "generate" needs'),
+        ({"plan": replace(PLAN, decode=())}, PlanError, "it has no rungs for decode, which the task needs"),
         (
             {"plan": replace(PLAN, encode=(6,))},
-            InvalidRequest,
+            PlanError,
             "encode has a rung of 6 patches, expected multiples of 4",
         ),
         ({"plan": "nowhere.json"}, PlanError, "plan: nowhere.json cannot be read (No such file or directory"),

@@ -25,9 +25,10 @@ from tests.pictures import about, encoded, mixed, picture, placeholder
 from vlmfx import LLM, BatchError, InvalidRequest, SamplingParams
 from vlmfx import llm as llm_module
 from vlmfx.checkpoint import Model
+from vlmfx.compile.buckets import Plan
 from vlmfx.engine import engine, runner
 from vlmfx.engine.sequence import Request, Sequence
-from vlmfx.errors import InternalError
+from vlmfx.errors import InternalError, PlanError
 from vlmfx.processing.prompt import prepare
 
 NUM_TOKENS = 16
@@ -500,6 +501,38 @@ def test_on_error_raise_comes_after_the_others_are_done(llm, model, family):
     assert outputs[1].error is not None
     with pytest.raises(InvalidRequest, match="on_error"):
         llm.generate("x", on_error="ignore")
+
+
+def test_a_decode_step_that_fails_ends_those_in_it_alone(model, family, monkeypatch):
+    """As where the program of so many rows cannot be loaded: those that wait are answered."""
+    prompts, decode = mixed(model)[:3], runner.decode
+
+    def fail(model: Any, ids: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(ids) == 2:
+            raise RuntimeError("no such program")
+        return decode(model, ids, *args)
+
+    monkeypatch.setattr(runner, "decode", fail)
+    with pytest.warns(UserWarning, match="2 of 3 prompts failed"):
+        outputs = LLM(model, max_num_seqs=2).generate(prompts, greedy(), use_tqdm=False)
+    assert [o.error is None for o in outputs] == [False, False, True]
+    assert isinstance(outputs[0].error, InternalError)
+    assert "no such program" in str(outputs[0].error)
+    assert token_ids(outputs[2:]) == alone(family)[2:3]
+
+
+@pytest.mark.parametrize(("option", "value"), [("plan", Plan(max_segments=1, max_seqs=1)), ("strict", True)])
+def test_options_of_programs_are_refused_where_there_are_none(model, option, value):
+    with pytest.raises(
+        InvalidRequest, match=f'^{option}: it was given, but backend "eager" on cpu compiles nothing; choose another or'
+    ):
+        LLM(model, **{option: value})
+
+
+def test_a_plan_must_be_one_for_the_model(model):
+    plan = Plan(prefill=(16,), decode=(1,), max_segments=1, max_seqs=1)
+    with pytest.raises(PlanError, match=r"^plan: it has no rungs for encode, which the task needs; use"):
+        LLM(model, backend="inductor", plan=plan)
 
 
 def test_options(model, family):

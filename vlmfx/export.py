@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vlmfx import __version__, checkpoint
 from vlmfx.checkpoint import Blueprint, Task
-from vlmfx.compile.buckets import UNITS, Plan, read_plan
+from vlmfx.compile.buckets import Plan, plan_for
 from vlmfx.compile.bundle import MANIFEST, PROGRAMS, Bundle, program_name, sha256
 from vlmfx.compile.host import Host
 from vlmfx.compile.kernels import KERNELS
@@ -170,24 +170,7 @@ def _plan(given: Plan | str | Path | None, blueprint: Blueprint, task: str, max_
             patch_multiple=blueprint.programs.config.vision.patch_multiple,
             programs=wanted,
         )
-    plan = given if isinstance(given, Plan) else read_plan(given)
-    unwanted: dict[str, tuple[int, ...]] = {name: () for name in UNITS if name not in wanted}
-    plan = replace(plan, **unwanted)  # type: ignore[arg-type]
-    for name in wanted:
-        if not plan.rungs(name):
-            raise InvalidRequest(
-                "plan", f'it has no rungs for {name}, which task "{task}" needs; use a plan with some.', found=0
-            )
-    multiple = blueprint.programs.config.vision.patch_multiple
-    odd = [size for size in plan.encode if size % multiple]
-    if odd:
-        raise InvalidRequest(
-            "plan",
-            f"encode has a rung of {odd[0]} patches, expected multiples of {multiple}, as this model takes them; round it up.",
-            found=odd[0],
-            expected=multiple,
-        )
-    return plan
+    return plan_for(given, wanted, blueprint.programs.config.vision.patch_multiple)
 
 
 def _stamp(bundle: Bundle, blueprint: Blueprint) -> str:

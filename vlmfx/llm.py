@@ -25,7 +25,7 @@ from vlmfx.engine.executors import executor_for
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.taps import checked
-from vlmfx.errors import BatchError, InvalidRequest, as_vlmfx_error, shown
+from vlmfx.errors import BatchError, InvalidRequest, VlmfxError, as_vlmfx_error, shown
 from vlmfx.options import check_others
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.limits import limits_of
@@ -285,6 +285,11 @@ class LLM:
             vectors, total=len(items), desc="embed", unit="prompt", disable=not use_tqdm or len(items) < 2
         ):
             number = waiting.popleft()
+            if isinstance(vector, VlmfxError):
+                if is_single:
+                    raise vector from vector.__cause__
+                results[number] = EmbeddingRequestOutput.failed(str(number), vector)
+                continue
             output = EmbeddingOutput(embedding=vector.tolist())
             results[number] = EmbeddingRequestOutput(str(number), output, inputs.token_ids)
         return [results[number] for number in range(len(items))]

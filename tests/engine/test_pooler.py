@@ -16,6 +16,7 @@ from tests.pictures import mixed
 from vlmfx.checkpoint import Model
 from vlmfx.compile import executor
 from vlmfx.engine import pooler, runner
+from vlmfx.errors import InternalError
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.prompt import prepare
 
@@ -30,7 +31,7 @@ def prepared(model: Model) -> list[ModelInputs]:
 
 
 def vectors(model: Model, requests: Any, **options: Any) -> torch.Tensor:
-    return torch.stack([vector for _, vector in pooler.run(model, requests, **options)])
+    return torch.stack([v for _, v in pooler.run(model, requests, **options) if isinstance(v, torch.Tensor)])
 
 
 @pytest.mark.parametrize("kind", ["last", "mean", "cls"])
@@ -100,9 +101,29 @@ def test_no_cache_is_made_and_no_gradient_kept(model, monkeypatch):
     monkeypatch.setattr(executor, "empty_cache", lambda *args, **kwargs: pytest.fail("a cache was allocated"))
     model = replace(model, params=torch.utils._pytree.tree_map(lambda t: t.clone().requires_grad_(), model.params))
     for _, vector in pooler.run(model, prepared(model)[:2]):
+        assert isinstance(vector, torch.Tensor)
         assert not vector.requires_grad
     assert torch.is_grad_enabled()
 
 
 def test_nothing_in_nothing_out():
     assert list(pooler.run(load_model(TINY["llava"]), [])) == []
+
+
+def test_a_pass_that_fails_for_one_request_fails_it_alone(model, monkeypatch):
+    requests, pool = prepared(model), runner.pool
+    expected = vectors(model, [*requests[:2], *requests[3:]])
+    bad = requests[2]
+
+    def fail(model: Any, batch: Any, *args: Any) -> torch.Tensor:
+        if any(r is bad for r in batch):
+            raise RuntimeError("out of memory")
+        return pool(model, batch, *args)
+
+    monkeypatch.setattr(runner, "pool", fail)
+    found = [vector for _, vector in pooler.run(model, requests)]
+    assert isinstance(found[2], InternalError)
+    assert "out of memory" in str(found.pop(2))
+    torch.testing.assert_close(
+        torch.stack([v for v in found if isinstance(v, torch.Tensor)]), expected, atol=1e-6, rtol=0
+    )

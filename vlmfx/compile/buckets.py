@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,23 @@ def read_plan(path: str | Path) -> Plan:
             f"plan: {path} cannot be read ({reason_of(error)}); write one with `vlmfx plan --out`."
         ) from None
     return Plan.from_dict(value)
+
+
+def plan_for(given: Plan | str | Path, programs: Collection[str], patch_multiple: int) -> Plan:
+    """A Plan, or that of a file, for these programs of a model that takes patches in such multiples; others lose their rungs.
+
+    Raises PlanError for a plan without rungs for one of them, or with rungs of encode that the model cannot fill."""
+    plan = given if isinstance(given, Plan) else read_plan(given)
+    for name in programs:
+        if not plan.rungs(name):
+            raise PlanError(f"plan: it has no rungs for {name}, which the task needs; use a plan with some.")
+    for size in plan.encode:
+        if size % patch_multiple:
+            raise PlanError(
+                f"plan: encode has a rung of {size} patches, expected multiples of {patch_multiple}, as this model takes them; round it up."
+            )
+    unwanted: dict[str, Any] = {name: () for name in UNITS if name not in programs}
+    return replace(plan, **unwanted)
 
 
 def check_program(program: Any) -> None:

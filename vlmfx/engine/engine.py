@@ -82,7 +82,15 @@ def _run(
         else:
             positions, lens = [s.next_position for s in running], [s.context_len for s in running]
             max_lens, sampling = [s.max_len for s in running], _sampling(model, running)
-            ids, logits = runner.decode(model, ids, positions, lens, max_lens, cache, sampling, executor)
+            try:
+                ids, logits = runner.decode(model, ids, positions, lens, max_lens, cache, sampling, executor)
+            except (
+                Exception
+            ) as error:  # the program of so many rows cannot be made, say: those that wait may do with another
+                failure = as_vlmfx_error(error, "the next token could not be computed")
+                yield from (s.failed(failure) for s in running)
+                running, ids = [], ids[:0]
+                continue
             _push(ids, logits, running, on_text)
         for row in reversed(range(len(running))):
             if running[row].end is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vlmfx.checkpoint import Model, Task
-from vlmfx.compile.buckets import Plan, read_plan
+from vlmfx.compile.buckets import Plan, plan_for
 from vlmfx.compile.executor import Executor, PlannedExecutor
 from vlmfx.compile.ladders import EMBED, GENERATE, default_plan
 from vlmfx.compile.layout import CacheLayout, bytes_per_token
@@ -44,14 +44,13 @@ def executor_for(
     if backend == "auto":
         backend = {"cuda": "cuda_graph"}.get(device.type, "eager")
     if backend == "eager":
-        if plan is not None:
-            raise InvalidRequest("plan", f'nothing is compiled by backend "eager" on {device.type}; choose another.')
-        return model.executor
+        return _uncompiled(model, plan, strict, f'backend "eager" on {device.type} compiles nothing; choose another')
     if not backend.startswith(device.type) and backend.endswith("_graph"):
         raise DeviceError(f'backend {backend} needs another device than "{device}"; use backend="auto".')
     rows = min(max_num_seqs, _rows_in_memory(model)) if task == "generate" else 1
-    if rows == 0:  # not one sequence of full length: the cache of each call is as long as it must be
-        return model.executor
+    if rows == 0:  # the cache of each call is as long as it must be
+        found = f"the device has no room for one sequence of {model.max_model_len} tokens; lower max_model_len"
+        return _uncompiled(model, plan, strict, found)
     layout = CacheLayout.of(rows, model.max_model_len)
     chosen = _plan(model, plan, task, rows if task == "generate" else max_num_seqs, layout)
     compiling = backend == "inductor"
@@ -59,14 +58,23 @@ def executor_for(
     return PlannedExecutor(plan=chosen, layout=layout, make=make_here, chains_sampling=compiling, **common)
 
 
+def _uncompiled(model: Model, plan: Plan | str | Path | None, strict: bool, why: str) -> Executor:
+    """The functions as they are. Raises InvalidRequest where the user counts on programs."""
+    for name, given in (("plan", plan is not None), ("strict", strict)):
+        if given:
+            raise InvalidRequest(name, f"it was given, but {why} or leave it out.")
+    return model.executor
+
+
 def _plan(model: Model, plan: Plan | str | Path | None, task: Task, num_rows: int, layout: CacheLayout) -> Plan:
+    multiple, programs = model.config.vision.patch_multiple, GENERATE if task == "generate" else EMBED
     if plan is not None:
-        return plan if isinstance(plan, Plan) else read_plan(plan)
+        return plan_for(plan, programs, multiple)
     return default_plan(
         max_num_seqs=num_rows,
         max_num_batched_tokens=min(8192, max(num_rows, 16) * layout.max_len),
-        patch_multiple=model.config.vision.patch_multiple,
-        programs=GENERATE if task == "generate" else EMBED,
+        patch_multiple=multiple,
+        programs=programs,
     )
 
 

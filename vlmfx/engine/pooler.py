@@ -10,7 +10,7 @@ from torch import Tensor
 from vlmfx.checkpoint import Model
 from vlmfx.compile.executor import Executor
 from vlmfx.engine import runner
-from vlmfx.errors import InvalidRequest, shown
+from vlmfx.errors import InvalidRequest, VlmfxError, as_vlmfx_error, shown
 from vlmfx.models.pooling import normalize
 from vlmfx.processing.inputs import ModelInputs
 
@@ -35,8 +35,8 @@ def run(
     dimensions: int | None = None,
     max_tokens: int = runner.MAX_TOKENS,
     executor: Executor | None = None,
-) -> Iterator[tuple[ModelInputs, Tensor]]:
-    """(request, its unit vector (dimensions,) float32 on the CPU), in order.
+) -> Iterator[tuple[ModelInputs, Tensor | VlmfxError]]:
+    """(request, its unit vector (dimensions,) float32 on the CPU, or why there is none), in order.
 
     Requests are taken as they are needed, so that their pixels need not all be in memory at once. Which of them share a pass is
     decided by max_tokens alone, and does not change a vector beyond rounding."""
@@ -47,8 +47,19 @@ def run(
         max_tokens, max_seqs = min(max_tokens, plan.pool[-1]), plan.max_seqs
     with executor.alone():
         for batch in _passes(requests, max_tokens, max_seqs):
-            vectors = normalize(runner.pool(model, batch, executor), dimensions)
-            yield from zip(batch, vectors.cpu(), strict=True)
+            yield from zip(batch, _vectors(model, batch, dimensions, executor), strict=True)
+
+
+def _vectors(
+    model: Model, batch: list[ModelInputs], dimensions: int | None, executor: Executor
+) -> list[Tensor | VlmfxError]:
+    """Of one pass; where that fails of one pass a request, so that only the cause fails."""
+    try:
+        return [*normalize(runner.pool(model, batch, executor), dimensions).cpu()]
+    except Exception as error:
+        if len(batch) == 1:
+            return [as_vlmfx_error(error, "the prompt could not be computed")]
+        return [vector for request in batch for vector in _vectors(model, [request], dimensions, executor)]
 
 
 def _passes(requests: Iterable[ModelInputs], max_tokens: int, max_seqs: int) -> Iterator[list[ModelInputs]]:

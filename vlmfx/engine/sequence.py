@@ -61,7 +61,7 @@ class Sequence:
 
     def __init__(self, model: Model, request: Request) -> None:
         params = request.params
-        self.number = request.number
+        self.number, self.failed = request.number, request.failed
         self.inputs = request.load()
         self.params = params
         self.max_len = request.max_len(model)
