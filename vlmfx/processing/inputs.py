@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmfx.errors import InvalidRequest
-from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.models.vision_inputs import VisionInputs, concat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,20 @@ class Expanded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MediaItem:
+    """An image or a video of a request: what is to be encoded, and the feature rows it becomes."""
+
+    num_rows: int
+    vision: VisionInputs
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelInputs:
     """One request, ready for the model.
 
     token_ids: the prompt with placeholders expanded. positions: (L,) or (3, L) int64; next_position is that of the first new token.
     feature_index: (L,) int64, the row of this request's features that replaces a placeholder, −1 for text. Its num_features rows come
-    from `vision` (to be encoded) or from `embeds` (rows, hidden), or there are none."""
+    from `media` in order (to be encoded) or from `embeds` (rows, hidden), or there are none."""
 
     prompt: str | None
     token_ids: list[int]
@@ -48,8 +56,13 @@ class ModelInputs:
     next_position: int
     feature_index: Tensor
     num_features: int
-    vision: VisionInputs | None = None
+    media: tuple[MediaItem, ...] = ()
     embeds: Tensor | None = None
+
+    @property
+    def vision(self) -> VisionInputs | None:
+        """All media as the inputs of one call of encode, None where there are none."""
+        return concat([item.vision for item in self.media]) if self.media else None
 
 
 def expand_tokens(ids: Sequence[int], token_ids: Mapping[str, int], layouts: Layouts) -> Expanded:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,14 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from vlmfx.errors import InvalidRequest, shown
-from vlmfx.models.vision_inputs import concat
 from vlmfx.processing import video
 from vlmfx.processing.conversation import KEYS as CHAT_KEYS
 from vlmfx.processing.conversation import render as render_conversation
 from vlmfx.processing.embed_files import read_files
 from vlmfx.processing.embeds import is_plain
 from vlmfx.processing.images import image_size, load_image
-from vlmfx.processing.inputs import Expanded, Layouts, MediaLayout, ModelInputs, num_rows
+from vlmfx.processing.inputs import Expanded, Layouts, MediaItem, MediaLayout, ModelInputs, num_rows
 from vlmfx.processing.limits import limits_of
 from vlmfx.processing.media import MediaPolicy, load_all
 from vlmfx.processing.messages import Media
@@ -108,20 +106,20 @@ def complete(processor: Processor, made: Plan) -> ModelInputs:
     functions = processor.functions
     ids = made.expanded.token_ids
     positions, next_position = functions.positions(made.config, ids, made.layouts)
-    # map, not a list or a loop's variable: each image is let go before the next is decoded
-    images = map(partial(load_image, field=IMAGE_FIELD), made.images)
-    vision = [functions.vision_inputs(made.config, images)] if made.images else []
+    # Each image is let go before the next is decoded.
+    vision = [functions.vision_inputs(made.config, [load_image(i, field=IMAGE_FIELD)]) for i in made.images]
     vision += [
         functions.video_inputs(made.config, chosen, video.frames(source, chosen)) for source, chosen in made.videos
     ]
+    rows = [layout.num_rows for kind in ("image", "video") for layout in made.layouts.get(kind, ())]
     return ModelInputs(
         prompt=made.prompt,
         token_ids=ids,
         positions=positions,
         next_position=next_position,
         feature_index=made.expanded.feature_index,
-        num_features=sum(num_rows(items) for items in made.layouts.values()),
-        vision=concat(vision) if vision else None,
+        num_features=sum(rows),
+        media=tuple(MediaItem(num_rows=n, vision=v) for n, v in zip(rows, vision, strict=True)) if vision else (),
         embeds=made.embeds,
     )
 
