@@ -5,11 +5,9 @@ Both take inputs that are on the host, or in part on the device already, as the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -35,7 +33,7 @@ class ExecutorMemory(NamedTuple):
 
 
 class Executor(Protocol):
-    """layout: of the paged cache; None where a sequence is one block. plan: None where nothing is padded."""
+    """layout: of the paged cache, None where there is none. plan: None where nothing is padded."""
 
     @property
     def plan(self) -> Plan | None: ...
@@ -43,14 +41,12 @@ class Executor(Protocol):
     @property
     def layout(self) -> CacheLayout | None: ...
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Held while a caller uses the cache."""
-
     def bucket(self, program: str, size: int, count: int = 1) -> int | None:
         """What a step of `size` in `count` sequences or segments is padded to, None for nothing. Raises PlanError."""
 
-    def cache(self, num_rows: int, length: int) -> Cache:
-        """Room for num_rows sequences of at most `length` tokens."""
+    @property
+    def cache(self) -> Cache:
+        """The one cache, made when first asked for."""
 
     def encode(self, inputs: VisionInputs) -> Tensor:
         """As `programs.encode`."""
@@ -68,20 +64,17 @@ class Executor(Protocol):
 class EagerExecutor:
     """The functions themselves. With a plan inputs are padded all the same, which changes no output."""
 
-    layout = None
-
-    def __init__(self, programs: ProgramSet, params: Tree, plan: Plan | None = None) -> None:
-        self.programs, self.params, self.plan = programs, params, plan
-
-    def alone(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def __init__(
+        self, programs: ProgramSet, params: Tree, plan: Plan | None = None, layout: CacheLayout | None = None
+    ) -> None:
+        self.programs, self.params, self.plan, self.layout = programs, params, plan, layout
 
     def bucket(self, program: str, size: int, count: int = 1) -> int | None:
         return None if self.plan is None else self.plan.bucket(program, size)
 
-    def cache(self, num_rows: int, length: int) -> Cache:
-        f = self.programs
-        return empty_cache(f.config.text, num_rows, length, dtype=f.dtype, device=f.device)
+    @cached_property
+    def cache(self) -> Cache:
+        return _empty_cache(self.programs, self.layout)
 
     def encode(self, inputs: VisionInputs) -> Tensor:
         return self._run("encode", inputs)
@@ -93,7 +86,7 @@ class EagerExecutor:
         return self._run("pool", inputs)
 
     def memory(self) -> ExecutorMemory:
-        return ExecutorMemory(0, 0, 0)
+        return ExecutorMemory(0, _cache_bytes(self), 0)
 
     def _run(self, name: str, inputs: Tree, *cache: Cache) -> Any:
         return self.programs.program(name)(self.params, *cache, moved(inputs, self.programs.device))
@@ -129,7 +122,6 @@ class PlannedExecutor:
         self.programs, self.params, self.plan, self.layout, self.make = programs, params, plan, layout, make
         self.strict, self.chains_sampling = strict, chains_sampling
         self._made: dict[tuple[str, int, bool], Run] = {}
-        self._lock = Lock()
         self._program_bytes = 0
 
     def bucket(self, program: str, size: int, count: int = 1) -> int | None:
@@ -143,35 +135,13 @@ class PlannedExecutor:
             raise PlanError(f"{program}: a step has {count} {what}, expected at most {most} by the plan; send fewer.")
         return self.plan.bucket(program, size)
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One caller at a time: there is one cache, whose rows a second one would take from the first. Raises PlanError."""
-        if not self._lock.acquire(blocking=False):
-            raise PlanError(
-                "cache: the LLM is answering already, and its programs have one cache; wait for that call, or use another LLM."
-            )
-        try:
-            yield
-        finally:
-            self._lock.release()
-
     def _count(self, program: str, size: int) -> int:
         """Segments of an encode bucket, sequences of another."""
         return {"encode": self.plan.max_segments, "decode": size}.get(program, self.plan.max_seqs)
 
     @cached_property
-    def _cache(self) -> Cache:
-        f, layout = self.programs, self.layout
-        return empty_cache(f.config.text, layout.num_blocks, layout.block_size, dtype=f.dtype, device=f.device)
-
-    def cache(self, num_rows: int, length: int) -> Cache:
-        """The one cache, made when first asked for. Raises PlanError where it has not the room."""
-        if num_rows > self.layout.num_rows or length > self.layout.max_len:
-            raise PlanError(
-                f"cache: {num_rows} sequences of {length} tokens need room, but there is room for {self.layout.num_rows} of "
-                f"{self.layout.max_len}; lower max_num_seqs or max_model_len."
-            )
-        return self._cache
+    def cache(self) -> Cache:
+        return _empty_cache(self.programs, self.layout)
 
     def encode(self, inputs: VisionInputs) -> Tensor:
         rows: Tensor = self._run("encode", len(inputs.position_ids), inputs.num_segments, inputs)
@@ -192,8 +162,7 @@ class PlannedExecutor:
         return vectors
 
     def memory(self) -> ExecutorMemory:
-        cache = sum(t.nbytes for t in leaves(self._cache)) if "_cache" in self.__dict__ else 0
-        return ExecutorMemory(len(self._made), cache, self._program_bytes)
+        return ExecutorMemory(len(self._made), _cache_bytes(self), self._program_bytes)
 
     def _run(self, name: str, size: int, count: int, inputs: Tree, *cache: Cache) -> Any:
         if size not in self.plan.rungs(name) or count != self._count(name, size):  # beyond the plan, so not padded
@@ -208,6 +177,17 @@ class PlannedExecutor:
             log.info("%s of %d is ready; programs have reserved %d MiB so far", name, size, self._program_bytes >> 20)
             return result
         return self._made[key](inputs)
+
+
+def _empty_cache(programs: ProgramSet, layout: CacheLayout | None) -> Cache:
+    assert layout is not None, "an executor without a layout has no cache"
+    text, shape = programs.config.text, (layout.num_blocks, layout.block_size)
+    return empty_cache(text, *shape, dtype=programs.dtype, device=programs.device)
+
+
+def _cache_bytes(executor: Executor) -> int:
+    """Of a cache that was made."""
+    return sum(t.nbytes for t in leaves(executor.cache)) if "cache" in vars(executor) else 0
 
 
 def moved(inputs: Tree, device: torch.device) -> Any:

@@ -1,26 +1,418 @@
-"""The loop: admit requests while rows are free, decode all running ones a token, retire those that are done."""
+"""Engine: requests in, tokens out, a step at a time: schedule, launch the programs, read what they drew.
+
+With `overlaps` a step is planned and launched before the one before it is read: ids feed forward on the device, and a text's end is
+noticed a step late, whose token is dropped."""
 
 from __future__ import annotations
 
-from collections import deque
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from vlmfx.checkpoint import Model
-from vlmfx.compile.executor import Executor
+from vlmfx.compile.executor import EagerExecutor, Executor
+from vlmfx.compile.layout import CacheLayout
 from vlmfx.compile.programs import Sampling
-from vlmfx.engine import runner, sequence
-from vlmfx.engine.request import RequestOutput
-from vlmfx.engine.sampler import logprobs, state
-from vlmfx.engine.sequence import Request
-from vlmfx.errors import as_vlmfx_error
+from vlmfx.engine import runner
+from vlmfx.engine.block_manager import BlockManager
+from vlmfx.engine.completion import Completion
+from vlmfx.engine.feature_cache import FeatureCache
+from vlmfx.engine.launched import Launched, Piece
+from vlmfx.engine.prepared import Item, Prepared, prepared
+from vlmfx.engine.request import RequestMetrics, RequestOutput
+from vlmfx.engine.sampler import state
+from vlmfx.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
+from vlmfx.engine.sequence import Request  # fmt: skip
+from vlmfx.engine.sequence import Sequence as Text
+from vlmfx.engine.taps import tap
+from vlmfx.errors import InvalidRequest, VlmfxError, as_vlmfx_error
 
+NOT_PREPARED = "the prompt could not be prepared"
+NOT_COMPUTED = "the request could not be computed"
+FEATURE_BYTES = 1 << 30
+MAX_PATCHES = {"cpu": 4096}  # of a step's images, where no plan says; 16,384 elsewhere
 OnText = Callable[[int, str], None]  # (request number, its new text)
+One = TypeVar("One", Chunk, Text)
 
 
-@torch.no_grad()  # as a decorator: a `with` in a generator would hold for its caller, too
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Event:
+    """New text of a completion of a request; output is set with the last one, or where the request failed."""
+
+    request: Request
+    index: int = 0
+    text: str = ""
+    output: RequestOutput | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Group:
+    """A request that has begun: its texts, and what they share."""
+
+    request: Request
+    prepared: Prepared
+    texts: list[Text]
+    taps: dict[str, Tensor] | None
+    first_token_at: float | None = None
+
+    def output(self) -> RequestOutput:
+        """All of it by now."""
+        request, inputs, now = self.request, self.prepared.inputs, time.perf_counter()
+        first = self.first_token_at
+        metrics = RequestMetrics(
+            prompt_tokens=len(inputs.token_ids),
+            output_tokens=sum(len(t.completion.token_ids) for t in self.texts),
+            time_to_first_token_s=None if first is None else first - request.arrival,
+            decode_s=None if first is None else now - first,
+        )
+        return RequestOutput(
+            request_id=str(request.number),
+            prompt=inputs.prompt,
+            prompt_token_ids=inputs.token_ids,
+            outputs=[t.completion.output() for t in self.texts],
+            finished=all(t.completion.end is not None for t in self.texts),
+            metrics=metrics,
+            taps=self.taps,
+        )
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """What was done so far. num_cached: tokens of prompts that were found in the cache."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_cached: int = 0
+    num_drawn: int = 0
+    num_encoded: int = 0
+    num_feature_hits: int = 0
+    num_preempted: int = 0
+    num_failed: int = 0
+    num_finished: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Engine:
+    """One model, its executor's cache, and the requests that are in it. One thread steps it.
+
+    Requests of any kind share steps. One that fails, by its pixels, in a program or in any other way, fails alone."""
+
+    def __init__(
+        self,
+        model: Model,
+        executor: Executor,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int = runner.MAX_TOKENS,
+        feature_cache_bytes: int = FEATURE_BYTES,
+        caches_prefixes: bool = True,
+        overlaps: bool = False,
+    ) -> None:
+        assert executor.layout is not None, "an engine needs a cache"
+        self.model, self.executor, self.overlaps = model, executor, overlaps
+        self.layout: CacheLayout = executor.layout
+        self.limits = _limits(model, executor, max_num_seqs, max_num_batched_tokens)
+        self.features = FeatureCache(feature_cache_bytes)
+        self.blocks = BlockManager(self.layout.num_blocks, caches_prefixes=caches_prefixes)
+        self.scheduler = Scheduler(self.blocks, self.features, self.limits, self.layout.block_size)
+        self.counters = Counters()
+        self._new: list[tuple[tuple[int, int], Request]] = []  # a heap
+        self._loading: dict[Future[Prepared], Request] = {}
+        self._groups: dict[int, Group] = {}  # of those that have begun, by number
+        self._pending: Launched | None = None
+        self._events: list[Event] = []
+        self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="vlmfx-load")
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache holds."""
+        return self.layout.num_blocks * self.layout.block_size
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._new or self._loading or self._groups or self._pending or self._events)
+
+    def max_len(self, request: Request) -> int:
+        """The most tokens that its prompt and answer may have together."""
+        most = min(self.model.max_model_len, self.capacity)
+        return request.num_tokens + request.params.token_budget(most - request.num_tokens)
+
+    def check(self, request: Request) -> None:
+        """Raise InvalidRequest for a request that can never be served."""
+        if request.num_tokens >= self.capacity:
+            raise InvalidRequest(
+                "prompt",
+                f"it is {request.num_tokens} tokens long, but the cache holds {self.capacity} in all; shorten it, or give the cache more "
+                "memory (kv_cache_memory_bytes).",
+                found=request.num_tokens,
+                expected=self.capacity - 1,
+            )
+
+    def add(self, request: Request) -> None:
+        """Take a request; what becomes of it comes out of `step`. Raises InvalidRequest."""
+        self.check(request)
+        heappush(self._new, (request.order, request))
+
+    def abort(self, number: int) -> None:
+        """End a request, whose output comes out of the next step with what it has by then."""
+        self._new = [entry for entry in self._new if entry[1].number != number]
+        self._loading = {future: request for future, request in self._loading.items() if request.number != number}
+        group = self._groups.get(number)
+        if group is not None:
+            for text in group.texts:
+                if text.completion.end is None:
+                    text.completion.cut()
+            self._finish(group, group.output())
+
+    def close(self) -> None:
+        """End all requests and the threads."""
+        for number in [*self._groups]:
+            self.abort(number)
+        self._new, self._loading, self._pending = [], {}, None
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @torch.no_grad()
+    def step(self) -> list[Event]:
+        """Compute one step, or wait for pixels where there is nothing else to do."""
+        self._load()
+        plan = self.scheduler.schedule()
+        before = self._pending
+        if plan:
+            self._pending = self._launch(plan)
+            self.counters.num_steps += 1
+        else:
+            self._pending = None
+        if not self.overlaps:
+            before, self._pending = self._pending, None
+        if before is not None:
+            self._collect(before)
+        elif not plan and self._loading and not self._events:
+            wait(self._loading, return_when=FIRST_COMPLETED)
+        events, self._events = self._events, []
+        return events
+
+    def _load(self) -> None:
+        """Have pixels made ready for as many requests as may run next, and begin those whose pixels are there."""
+        while self._new and len(self._loading) + len(self.scheduler.waiting) < self.limits.max_num_seqs:
+            _, request = heappop(self._new)
+            if request.is_ready:
+                future: Future[Prepared] = Future()
+                try:
+                    future.set_result(self._prepared(request))
+                except Exception as error:
+                    future.set_exception(error)
+            else:
+                future = self._threads.submit(self._prepared, request)
+            self._loading[future] = request
+        for future in [future for future in self._loading if future.done()]:
+            request = self._loading.pop(future)
+            try:
+                self._begin(request, future.result())
+            except Exception as error:
+                self._refuse(request, as_vlmfx_error(error, NOT_PREPARED))
+
+    def _prepared(self, request: Request) -> Prepared:
+        return prepared(
+            self.model,
+            request.load(),
+            max_len=self.max_len(request),
+            block_size=self.layout.block_size,
+            salt=request.salt,
+        )
+
+    def _begin(self, request: Request, made: Prepared) -> None:
+        max_len, n = self.max_len(request), 1
+        tapped = tap(self.model, made.inputs, request.taps, max_len=max_len) if request.taps else None
+        texts = [
+            Text(request, made, Completion(self.model, request.params, index, max_len - request.num_tokens), max_len)
+            for index in range(n)
+        ]
+        texts[0].forks = texts[1:]
+        taps = None if tapped is None else {name: value.cpu() for name, value in tapped.items()}
+        self._groups[request.number] = Group(request=request, prepared=made, texts=texts, taps=taps)
+        self.scheduler.add(texts[0])
+
+    def _launch(self, plan: StepPlan) -> Launched:
+        runner.copy_blocks(self.executor.cache, plan.copies)
+        bad = self._encode(plan.encode)
+        chunks = []
+        for chunk in plan.prefill:
+            sequence = chunk.sequence
+            failed = [bad[item.key] for item in sequence.items(chunk.start, chunk.end) if item.key in bad]
+            if failed:
+                self._fail(sequence.request, failed[0])
+            elif sequence.is_open:
+                chunks.append(chunk)
+        pieces = [*self._attempt(chunks, self._prefill), *self._attempt(plan.decode, self._decode)]
+        for chunk in chunks:
+            if chunk.sequence.is_open:
+                self.scheduler.unpin_read(chunk.sequence)
+        return Launched(pieces, self.model.device)
+
+    def _encode(self, items: Sequence[Item]) -> dict[bytes, VlmfxError]:
+        """Encode items into the feature cache; key → why, of those that fail."""
+        made: list[tuple[Item, Tensor]] = []
+        bad: dict[bytes, VlmfxError] = {}
+
+        def encode(some: Sequence[Item]) -> None:
+            visions = [item.vision for item in some if item.vision is not None]
+            rows = runner.encode_items(self.model, visions, [item.num_rows for item in some], self.executor)
+            made.extend(zip(some, rows, strict=True))
+
+        try:
+            if items:
+                encode(items)
+        except Exception:
+            for item in items:
+                try:
+                    encode([item])
+                except Exception as error:
+                    bad[item.key] = as_vlmfx_error(error, NOT_COMPUTED)
+        for item, rows in made:
+            # Rows of a batch are views of one tensor, which would stay as long as any of them.
+            self.features.put(item.key, rows if len(made) == 1 else rows.clone())
+        self.counters.num_encoded += len(made)
+        return bad
+
+    def _attempt(self, batch: Sequence[One], run: Callable[[Sequence[One]], Piece]) -> list[Piece]:
+        """The piece of a batch; where that fails those of its parts alone, so that only the cause fails."""
+        if not batch:
+            return []
+        try:
+            return [run(batch)]
+        except Exception as error:
+            if len(batch) > 1:
+                return [piece for one in batch for piece in self._attempt([one], run)]
+            one = batch[0]
+            request = one.sequence.request if isinstance(one, Chunk) else one.request
+            self._fail(request, as_vlmfx_error(error, NOT_COMPUTED))
+            return []
+
+    def _prefill(self, chunks: Sequence[Chunk]) -> Piece:
+        draws = [text for chunk in chunks for text in chunk.draws]
+        parts = [
+            runner.Chunk(
+                token_ids=c.sequence.token_ids(c.start, c.end),
+                positions=c.sequence.positions(c.start, c.end),
+                max_len=c.sequence.max_len,
+                blocks=c.sequence.blocks,
+                start=c.start,
+                num_draws=len(c.draws),
+                **self._features(c),
+            )
+            for c in chunks
+        ]
+        # What forks draw first is of the prompt's length, as what the first text draws.
+        sampling = _sampling(draws, [c.end for c in chunks for _ in c.draws])
+        ids, logits = runner.prefill(self.model, parts, self.executor.cache, sampling, self.executor)
+        return Piece(draws, ids, logits)
+
+    def _features(self, chunk: Chunk) -> dict[str, Any]:
+        """The feature rows that a chunk's tokens read, and which of them each reads."""
+        sequence = chunk.sequence
+        num_prompt, end = sequence.num_prompt, min(chunk.end, sequence.num_prompt)
+        index = sequence.prepared.inputs.feature_index[chunk.start : end] if chunk.start < num_prompt else None
+        mine = torch.full((chunk.end - chunk.start,), -1)
+        rows, count = [], 0
+        for item in sequence.items(chunk.start, chunk.end) if index is not None else []:
+            assert index is not None
+            at = (index >= item.first_row) & (index < item.first_row + item.num_rows)
+            if not bool(at.any()):
+                continue
+            read = index[at] - item.first_row
+            first, last = int(read.min()), int(read.max())
+            all_rows = (
+                self.features.get(item.key) if item.rows is None else item.rows.to(self.model.device, self.model.dtype)
+            )
+            rows.append(all_rows[first : last + 1])
+            mine[: len(index)][at] = read - first + count
+            count += last + 1 - first
+        return {"features": torch.cat(rows) if rows else None, "feature_index": mine}
+
+    def _decode(self, texts: Sequence[Text]) -> Piece:
+        # The newest token is computed by this step, and the one it draws is counted in flight already.
+        lens = [t.num_computed for t in texts]
+        rows = [
+            runner.Row(
+                position=t.prepared.inputs.next_position + n - 1 - t.num_prompt,
+                context_len=n,
+                blocks=t.blocks,
+                max_len=t.max_len,
+            )
+            for t, n in zip(texts, lens, strict=True)
+        ]
+        ids, logits = runner.decode(
+            self.model, self._newest(texts), rows, self.executor.cache, _sampling(texts, lens), self.executor
+        )
+        return Piece(list(texts), ids, logits)
+
+    def _newest(self, texts: Sequence[Text]) -> Tensor:
+        """The newest token of each (n,), on the device: of those that are in flight what the last step drew."""
+        known = [t.completion.token_ids[-1] for t in texts if t.num_in_flight == 1]
+        if self._pending is None or len(known) == len(texts):
+            return torch.tensor(known).to(self.model.device)
+        source, rows = self._pending.ids, self._pending.rows
+        new = len(source)
+        if known:
+            source = torch.cat((source, torch.tensor(known).to(self.model.device)))
+        wanted = []
+        for text in texts:
+            if text.num_in_flight == 1:
+                wanted.append(new)
+                new += 1
+            else:
+                wanted.append(rows[text])
+        if wanted == list(range(len(source))):
+            return source
+        return source.index_select(0, torch.tensor(wanted).to(self.model.device, non_blocking=True))
+
+    def _collect(self, launched: Launched) -> None:
+        """Read what a step drew."""
+        now = time.perf_counter
+        for text, token, candidates in launched.read():
+            text.num_in_flight -= 1
+            if not text.is_open:
+                continue
+            group = self._groups[text.request.number]
+            group.first_token_at = group.first_token_at or now()
+            shown = text.completion.push(token, candidates)
+            self.counters.num_drawn += 1
+            self.scheduler.publish(text)
+            if text.completion.end is not None:
+                self.scheduler.finish(text)
+            if all(t.completion.end is not None for t in group.texts):
+                self._finish(group, group.output(), text.completion.index, shown)
+            elif shown:
+                self._events.append(Event(request=text.request, index=text.completion.index, text=shown))
+
+    def _fail(self, request: Request, error: VlmfxError) -> None:
+        """End a request that has begun by an error."""
+        group = self._groups.get(request.number)
+        if group is not None:
+            self.counters.num_failed += 1
+            self._finish(group, request.failed(error))
+
+    def _refuse(self, request: Request, error: VlmfxError) -> None:
+        """End a request that has not begun by an error."""
+        self.counters.num_failed += 1
+        self._events.append(Event(request=request, output=request.failed(error)))
+
+    def _finish(self, group: Group, output: RequestOutput, index: int = 0, text: str = "") -> None:
+        for one in group.texts:
+            self.scheduler.finish(one)
+            self.counters.num_preempted += one.num_preempted
+        del self._groups[group.request.number]
+        self.counters.num_finished += 1
+        self._events.append(Event(request=group.request, index=index, text=text, output=output))
+
+
 def run(
     model: Model,
     requests: Sequence[Request],
@@ -30,107 +422,63 @@ def run(
     executor: Executor | None = None,
     on_text: OnText = lambda number, text: None,
 ) -> Iterator[RequestOutput]:
-    """The outputs of the requests as they finish; request_id is a request's number.
+    """The outputs of the requests as they finish, by an engine of their own; at most max_tokens of prompts are computed in a step.
 
-    At most max_num_seqs run at once, in rows 0, 1, ... of one cache; the last running row moves into a row that becomes free. Those
-    that start together have at most max_tokens. One whose pixels cannot be loaded, or whose prefill fails, fails alone."""
+    executor: by default the functions as they are, with a cache that holds max_num_seqs of the longest request."""
     if not requests:
         return
-    executor = executor or model.executor
-    with executor.alone():
-        yield from _run(model, requests, executor, max_num_seqs, max_tokens, on_text)
+    if executor is None:
+        longest = max(r.num_tokens + r.params.token_budget(model.max_model_len - r.num_tokens) for r in requests)
+        layout = CacheLayout.of(min(max_num_seqs, len(requests)), longest)
+        executor = EagerExecutor(model.program_set, model.params, layout=layout)
+    engine = Engine(model, executor, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens)
+    try:
+        yield from drain(engine, requests, on_text)
+    finally:
+        engine.close()
 
 
-def _run(
-    model: Model, requests: Sequence[Request], executor: Executor, max_num_seqs: int, max_tokens: int, on_text: OnText
-) -> Iterator[RequestOutput]:
-    waiting, one_by_one = deque(requests), 0
-    longest = max(r.max_len(model) for r in requests)
-    num_rows = min(max_num_seqs, len(requests), _most_rows(executor))
-    if executor.plan is not None and executor.plan.prefill:
-        max_tokens = min(max_tokens, executor.plan.prefill[-1])
-    running: list[sequence.Sequence] = []
-    ids = torch.empty(0, dtype=torch.int64, device=model.device)
-    cache = executor.cache(num_rows, longest)
-    while waiting or running:
-        if waiting and len(running) < num_rows:
-            admitted = _admit(waiting, 1 if one_by_one else num_rows - len(running), max_tokens)
-            one_by_one = max(0, one_by_one - 1)
-            new = []
-            for request in admitted:
-                try:
-                    new.append(sequence.Sequence(model, request))
-                except Exception as error:
-                    yield request.failed(as_vlmfx_error(error, "the prompt could not be prepared"))
-            if not new:
-                continue
+def drain(engine: Engine, requests: Sequence[Request], on_text: OnText) -> Iterator[RequestOutput]:
+    """The outputs of requests as they finish, in an engine that has no others; one that cannot be served has its error in it.
+
+    Where the caller stops, or on_text raises, those that are left are ended."""
+    mine = {request.number for request in requests}
+    try:
+        for request in requests:
             try:
-                prompts, max_lens = [s.inputs for s in new], [s.max_len for s in new]
-                next_ids, logits = runner.prefill(
-                    model, prompts, max_lens, cache, len(running), _sampling(model, new), executor
-                )
-            except Exception as error:  # out of memory, most likely: again, one at a time, so that only the cause fails
-                if len(admitted) > 1:
-                    waiting.extendleft(reversed([r for r in admitted if r.number in {s.number for s in new}]))
-                    one_by_one = len(new)
-                else:
-                    yield admitted[0].failed(as_vlmfx_error(error, "the prompt could not be computed"))
-                continue
-            _push(next_ids, logits, new, on_text)
-            ids = torch.cat((ids, next_ids))
-            running += new
-        else:
-            positions, lens = [s.next_position for s in running], [s.context_len for s in running]
-            max_lens, sampling = [s.max_len for s in running], _sampling(model, running)
-            try:
-                ids, logits = runner.decode(model, ids, positions, lens, max_lens, cache, sampling, executor)
-            except (
-                Exception
-            ) as error:  # the program of so many rows cannot be made, say: those that wait may do with another
-                failure = as_vlmfx_error(error, "the next token could not be computed")
-                yield from (s.failed(failure) for s in running)
-                running, ids = [], ids[:0]
-                continue
-            _push(ids, logits, running, on_text)
-        for row in reversed(range(len(running))):
-            if running[row].end is not None:
-                yield running[row].output()
-                last = running.pop()
-                if row < len(running):
-                    runner.move_row(cache, executor.layout, len(running), row)
-                    running[row] = last
-                    ids[row] = ids[len(running)]
-                ids = ids[: len(running)]
+                engine.add(request)
+            except VlmfxError as error:
+                mine.remove(request.number)
+                yield request.failed(error)
+        while engine.has_work:
+            for event in engine.step():
+                if event.text:
+                    on_text(event.request.number, event.text)
+                if event.output is not None:
+                    mine.remove(event.request.number)
+                    yield event.output
+    finally:
+        for number in mine:
+            engine.abort(number)
+        if mine:
+            engine.step()
 
 
-def _most_rows(executor: Executor) -> int:
-    """Sequences that an executor's cache and plan hold at once."""
-    plan, layout = executor.plan, executor.layout
-    most = [plan.max_seqs, *plan.decode[-1:]] if plan is not None else []
-    return min(most + ([layout.num_rows] if layout is not None else []), default=2**31)
+def _limits(model: Model, executor: Executor, max_num_seqs: int, max_tokens: int) -> Limits:
+    """What was asked for, and no more than an executor's plan has room for."""
+    plan = executor.plan
+    if plan is None or not plan.prefill:
+        patches = MAX_PATCHES.get(model.device.type, 16384)
+        return Limits(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens, max_patches=patches)
+    return Limits(
+        max_num_seqs=min(max_num_seqs, *plan.decode[-1:]),
+        max_num_batched_tokens=min(max_tokens, plan.prefill[-1]),
+        max_prefill_seqs=plan.max_seqs,
+        max_patches=plan.encode[-1] if plan.encode else 1,
+        max_segments=plan.max_segments,
+    )
 
 
-def _admit(waiting: deque[Request], most: int, max_tokens: int) -> list[Request]:
-    """The first waiting requests, at least one and at most `most`, of max_tokens together."""
-    admitted = [waiting.popleft()]
-    num_tokens = admitted[0].num_tokens
-    while waiting and len(admitted) < most and num_tokens + waiting[0].num_tokens <= max_tokens:
-        num_tokens += waiting[0].num_tokens
-        admitted.append(waiting.popleft())
-    return admitted
-
-
-def _sampling(model: Model, sequences: Sequence[sequence.Sequence]) -> Sampling | None:
-    """How the next token of each sequence is drawn, on the host."""
-    seeds, positions = [s.seed for s in sequences], [s.context_len for s in sequences]
-    return state([s.params for s in sequences], seeds, positions, torch.device("cpu"))
-
-
-def _push(ids: Tensor, logits: Tensor, sequences: Sequence[sequence.Sequence], on_text: OnText) -> None:
-    """Give each sequence its next id (n,), with log-probabilities where it wants them."""
-    wanted = [s.params.logprobs for s in sequences]
-    candidates = logprobs(logits, ids, wanted) if any(w is not None for w in wanted) else [None] * len(sequences)
-    for s, token, tops in zip(sequences, ids.tolist(), candidates, strict=True):
-        text = s.push(token, tops)
-        if text:
-            on_text(s.number, text)
+def _sampling(texts: Sequence[Text], places: Sequence[int]) -> Sampling | None:
+    """How the token at each text's place is drawn, on the host."""
+    return state([t.request.params for t in texts], [t.seed for t in texts], places, torch.device("cpu"))

@@ -45,9 +45,8 @@ def run(
     plan, max_seqs = executor.plan, 2**31
     if plan is not None and plan.pool:
         max_tokens, max_seqs = min(max_tokens, plan.pool[-1]), plan.max_seqs
-    with executor.alone():
-        for batch in _passes(requests, max_tokens, max_seqs):
-            yield from zip(batch, _vectors(model, batch, dimensions, executor), strict=True)
+    for batch in _passes(requests, max_tokens, max_seqs):
+        yield from zip(batch, _vectors(model, batch, dimensions, executor), strict=True)
 
 
 def _vectors(

@@ -17,7 +17,7 @@ from vlmfx.errors import InvalidRequest, VlmfxError, shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 MAX_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 512  # what max_tokens=None allows at most

@@ -1,17 +1,17 @@
-"""The model's programs on the engine's batches: encode and prefill of new requests, one decode step of running ones.
+"""The model's programs on the engine's batches: encode of new images, prefill of parts of prompts, decode of one token each.
 
-This is the only file that knows how the cache is used: today row i of a batch owns block i, which is as long as the longest
-sequence may get, or where the executor's cache is paged as many blocks in a row; so slots are row·length + position. Inputs are padded
-to the executor's buckets; outputs do not show it."""
+Inputs are padded to the executor's buckets; outputs do not show it."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,96 +21,131 @@ from vlmfx.compile.layout import CacheLayout
 from vlmfx.compile.padding import pad_decode, pad_prefill, pad_vision
 from vlmfx.compile.programs import Sampling, Step
 from vlmfx.models.layers import Batch, Cache
-from vlmfx.models.vision_inputs import concat, cumulative
+from vlmfx.models.vision_inputs import VisionInputs, concat, cumulative
 from vlmfx.ops.paged_decode_attention import TILE, DecodeWork, decode_work, num_items_for
 from vlmfx.processing.inputs import ModelInputs
 
 ONEDNN = Lock()
-MAX_TOKENS = 8192  # of the prompts that go through the model together; a longer one goes alone
+MAX_TOKENS = 8192  # of the prompts that go through the model together; a longer one goes in parts
 
 
-def move_row(cache: Cache, layout: CacheLayout | None, source: int, target: int) -> None:
-    """Copy a sequence's cached tokens to another row."""
-    size = 1 if layout is None else layout.max_blocks
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chunk:
+    """New tokens of one sequence, of which `start` are in the cache already.
+
+    positions (n,) or (3, n); feature_index (n,): the row of features (F, row) that replaces a token, −1 for text. blocks: those of the
+    sequence, for these tokens too. max_len: the most tokens that it may ever have. num_draws: how many tokens to draw after its last."""
+
+    token_ids: Sequence[int]
+    positions: Tensor
+    feature_index: Tensor
+    features: Tensor | None
+    blocks: Sequence[int]
+    max_len: int
+    start: int = 0
+    num_draws: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """A sequence that gets one more token: the newest one's position, how many there are with it, blocks and max_len as a Chunk's."""
+
+    position: int
+    context_len: int
+    blocks: Sequence[int]
+    max_len: int
+
+
+def copy_blocks(cache: Cache, copies: Sequence[tuple[int, int]]) -> None:
+    """(source, target): all of a block of the cache."""
     for k_and_v in cache:
         for blocks in k_and_v:
-            blocks[target * size : (target + 1) * size].copy_(blocks[source * size : (source + 1) * size])
+            for source, target in copies:
+                blocks[target].copy_(blocks[source])
 
 
 def encode(model: Model, requests: Sequence[ModelInputs], executor: Executor | None = None) -> list[Tensor | None]:
-    """Feature rows of each request, from one call for all images, or from as few as a plan allows; ready embeddings pass through, None is
-    text alone."""
-    executor = executor or model.executor
-    rows: list[Tensor] = []
-    for group in _encode_groups([r for r in requests if r.vision is not None], executor):
-        inputs = concat([r.vision for r in group if r.vision is not None])
-        size = executor.bucket("encode", len(inputs.position_ids), inputs.num_segments)
-        if size is not None and executor.plan is not None:
-            inputs = pad_vision(inputs, size, executor.plan.max_segments, model.config.vision.patch_size)
-        counts = [r.num_features for r in group]
-        made = executor.encode(inputs)[: sum(counts)]
-        # A program may write its next rows where these are.
-        rows += (made if executor.plan is None else made.clone()).split(counts)
-    encoded = iter(rows)
-    return [
-        next(encoded)
-        if r.vision is not None
-        else r.embeds.to(model.device, model.dtype)
-        if r.embeds is not None
-        else None
-        for r in requests
-    ]
-
-
-def _encode_groups(requests: Sequence[ModelInputs], executor: Executor) -> Iterator[list[ModelInputs]]:
-    """The requests in order, in groups whose images a plan's largest bucket holds; one that is larger is alone."""
-    plan, size, segments = executor.plan, 0, 0
-    group: list[ModelInputs] = []
-    most = (plan.encode[-1], plan.max_segments) if plan is not None and plan.encode else (2**62, 2**62)
+    """Feature rows of each request; ready embeddings pass through, None is text alone."""
+    items = [item for request in requests for item in request.media]
+    encoded = iter(
+        encode_items(model, [i.vision for i in items], [i.num_rows for i in items], executor or model.executor)
+    )
+    rows: list[Tensor | None] = []
     for request in requests:
-        assert request.vision is not None
-        more = len(request.vision.position_ids), request.vision.num_segments
+        mine = [next(encoded) for _ in request.media]
+        ready = None if request.embeds is None else request.embeds.to(model.device, model.dtype)
+        rows.append((mine[0] if len(mine) == 1 else torch.cat(mine)) if mine else ready)
+    return rows
+
+
+def encode_items(
+    model: Model, inputs: Sequence[VisionInputs], num_rows: Sequence[int], executor: Executor
+) -> list[Tensor]:
+    """The feature rows of each image or video, from one call for all, or from as few as a plan allows."""
+    rows: list[Tensor] = []
+    counts = iter(num_rows)
+    for group in _encode_groups(inputs, executor):
+        joined = concat(group)
+        size = executor.bucket("encode", len(joined.position_ids), joined.num_segments)
+        if size is not None and executor.plan is not None:
+            joined = pad_vision(joined, size, executor.plan.max_segments, model.config.vision.patch_size)
+        lengths = [next(counts) for _ in group]
+        made = executor.encode(joined)[: sum(lengths)]
+        # A program may write its next rows where these are.
+        rows += (made if executor.plan is None else made.clone()).split(lengths)
+    return rows
+
+
+def _encode_groups(inputs: Sequence[VisionInputs], executor: Executor) -> Iterator[list[VisionInputs]]:
+    """Images in order, in groups that a plan's largest bucket holds; one that is larger is alone."""
+    plan, size, segments = executor.plan, 0, 0
+    group: list[VisionInputs] = []
+    most = (plan.encode[-1], plan.max_segments) if plan is not None and plan.encode else (2**62, 2**62)
+    for one in inputs:
+        more = len(one.position_ids), one.num_segments
         if group and (size + more[0] > most[0] or segments + more[1] > most[1]):
             yield group
             group, size, segments = [], 0, 0
-        group.append(request)
+        group.append(one)
         size, segments = size + more[0], segments + more[1]
     if group:
         yield group
 
 
 def prefill(
-    model: Model,
-    requests: Sequence[ModelInputs],
-    max_lens: Sequence[int],
-    cache: Cache,
-    first_row: int,
-    sampling: Sampling | None = None,
-    executor: Executor | None = None,
+    model: Model, chunks: Sequence[Chunk], cache: Cache, sampling: Sampling | None, executor: Executor
 ) -> tuple[Tensor, Tensor]:
-    """The token after each prompt (n,) and its logits (n, vocab); the prompts' keys and values are in rows first_row, first_row + 1, ...
-
-    max_lens: the most tokens each sequence may ever have. sampling, on the host: None for greedy."""
-    executor = executor or model.executor
-    lengths = [len(r.token_ids) for r in requests]
-    bucket = executor.bucket("prefill", sum(lengths), len(requests))  # refused, if at all, before images are encoded
-    rows, layout = range(first_row, first_row + len(requests)), executor.layout
-    length = cache[0][0].shape[2] if layout is None else layout.max_len
-    slots = [torch.arange(n, dtype=torch.int32) + row * length for row, n in zip(rows, lengths, strict=True)]
-    inputs = replace(
-        pack(requests, encode(model, requests, executor)),
-        last=torch.tensor(lengths).cumsum(0) - 1,
+    """The tokens that the chunks draw (draws,), in order, and their logits (draws, vocab); keys and values of the new tokens go to the
+    cache. sampling, a row a draw and on the host: None for greedy."""
+    lengths, layout = [len(c.token_ids) for c in chunks], _layout(executor)
+    bucket = executor.bucket("prefill", sum(lengths), len(chunks))
+    ends = np.cumsum(lengths)
+    last = np.repeat(ends - 1, [c.num_draws for c in chunks])
+    present = [c.features for c in chunks if c.features is not None]
+    starts = np.cumsum([0, *(0 if c.features is None else len(c.features) for c in chunks)])[:-1].tolist()
+    index = [torch.where(c.feature_index >= 0, c.feature_index + n, -1) for c, n in zip(chunks, starts, strict=True)]
+    places = [np.arange(c.start, c.start + n) for c, n in zip(chunks, lengths, strict=True)]
+    slots = [_slots(c.blocks, p, layout.block_size) for c, p in zip(chunks, places, strict=True)]
+    # Where nothing is padded, attention may be told that no sequence has a prefix.
+    has_prefix = bucket is not None or any(c.start for c in chunks)
+    inputs = Step(
+        ids=torch.tensor([i for c in chunks for i in c.token_ids]),
+        positions=torch.cat([c.positions for c in chunks], -1),
+        batch=Batch(
+            cu_seqlens=cumulative(lengths),
+            slot_mapping=torch.from_numpy(np.concatenate(slots)),
+            prefix_lens=torch.tensor([c.start for c in chunks], dtype=torch.int32) if has_prefix else None,
+            block_table=_block_table([c.blocks for c in chunks], layout, bucket) if has_prefix else None,
+        ),
+        features=torch.cat(present) if present else None,
+        feature_index=torch.cat(index) if present else None,
+        last=torch.from_numpy(last),
         sampling=sampling,
     )
-    batch = replace(inputs.batch, slot_mapping=torch.cat(slots))
-    if layout is not None:
-        no_prefix = torch.zeros(len(requests), dtype=torch.int32)
-        batch = replace(batch, block_table=_block_table(rows, layout), prefix_lens=no_prefix)
-    inputs = replace(inputs, batch=batch)
     inputs = _padded(model, inputs, bucket, executor)
-    inputs = replace(inputs, extras=_extras(model, inputs, max_lens, lengths))
+    inputs = replace(inputs, extras=_extras(model, inputs, [c.max_len for c in chunks], lengths))
     ids, logits = executor.step(inputs, cache)
-    return ids[: len(requests)], logits[: len(requests)]
+    return ids[: len(last)], logits[: len(last)]
 
 
 def pool(model: Model, requests: Sequence[ModelInputs], executor: Executor | None = None) -> Tensor:
@@ -142,7 +177,7 @@ def _padded(model: Model, inputs: Step, bucket: int | None, executor: Executor) 
     """Prefill inputs of a bucket; a program of one always takes feature rows, be they none."""
     if bucket is None or executor.plan is None:
         return inputs
-    if inputs.features is None and executor.layout is not None:
+    if inputs.features is None:
         none = torch.empty(0, model.program_set.row_size, dtype=model.dtype, device=model.device)
         inputs = replace(inputs, features=none, feature_index=torch.full_like(inputs.ids, -1))
     return pad_prefill(inputs, bucket, executor.plan.max_seqs, bucket)
@@ -162,50 +197,54 @@ def _extras(model: Model, inputs: Step, max_lens: Sequence[int], seq_lens: Seque
 
 
 def decode(
-    model: Model,
-    ids: Tensor,
-    positions: Sequence[int],
-    context_lens: Sequence[int],
-    max_lens: Sequence[int],
-    cache: Cache,
-    sampling: Sampling | None = None,
-    executor: Executor | None = None,
+    model: Model, ids: Tensor, rows: Sequence[Row], cache: Cache, sampling: Sampling | None, executor: Executor
 ) -> tuple[Tensor, Tensor]:
-    """The token after one more token of rows 0..n−1, (n,), and its logits (n, vocab).
+    """The token after the newest one of each row (n,), and its logits (n, vocab).
 
-    ids (n,) is that one more token; positions its position; context_lens the tokens of each row, this one included; max_lens and sampling
-    as in `prefill`."""
-    executor = executor or model.executor
-    n, layout = len(positions), executor.layout
-    length = cache[0][0].shape[2] if layout is None else layout.max_len
-    lens, place = torch.tensor(context_lens, dtype=torch.int32), torch.tensor(positions)
+    ids (n,): the newest tokens. sampling as in `prefill`."""
+    n, layout = len(rows), _layout(executor)
+    context_lens = [row.context_len for row in rows]
+    bucket = executor.bucket("decode", n)
+    place = torch.tensor([row.position for row in rows])
+    lens = np.array(context_lens, np.int32)
+    blocks = np.array([row.blocks[(row.context_len - 1) // layout.block_size] for row in rows], np.int32)
     inputs = Step(
         ids=ids,
         positions=place.expand(3, -1) if model.config.text.mrope_section else place,
         batch=Batch(
-            context_lens=lens,
-            slot_mapping=torch.arange(n, dtype=torch.int32) * length + lens - 1,
-            block_table=None if layout is None else _block_table(range(n), layout),
+            context_lens=torch.from_numpy(lens),
+            slot_mapping=torch.from_numpy(blocks * layout.block_size + (lens - 1) % layout.block_size),
+            block_table=_block_table([row.blocks for row in rows], layout, bucket),
         ),
         sampling=sampling,
     )
-    bucket = executor.bucket("decode", n)
     if bucket is not None:
         inputs = pad_decode(inputs, bucket)
         context_lens = [*context_lens, *[0] * (bucket - n)]
     inputs = replace(inputs, batch=replace(inputs.batch, work=_decode_work(model, context_lens)))
-    inputs = replace(inputs, extras=_extras(model, inputs, max_lens, [1] * n))
+    inputs = replace(inputs, extras=_extras(model, inputs, [row.max_len for row in rows], [1] * n))
     with matmul_backend(model, len(inputs.ids)):
         next_ids, logits = executor.step(inputs, cache)
     # A captured program's outputs lie where another program may write before the ids are used.
     return next_ids[:n].clone() if bucket is not None else next_ids[:n], logits[:n]
 
 
-def _block_table(rows: Sequence[int], layout: CacheLayout) -> Tensor:
-    """(num rows, max_blocks) int32: the blocks of each row, one after another."""
-    return torch.tensor(rows, dtype=torch.int32)[:, None] * layout.max_blocks + torch.arange(
-        layout.max_blocks, dtype=torch.int32
-    )
+def _layout(executor: Executor) -> CacheLayout:
+    assert executor.layout is not None, "an executor without a cache runs no steps"
+    return executor.layout
+
+
+def _slots(blocks: Sequence[int], places: np.ndarray, block_size: int) -> np.ndarray:
+    """Where the tokens at these places of a sequence lie in the cache, int32."""
+    return np.asarray(blocks, np.int32)[places // block_size] * block_size + (places % block_size).astype(np.int32)
+
+
+def _block_table(rows: Sequence[Sequence[int]], layout: CacheLayout, bucket: int | None) -> Tensor:
+    """(num rows, max_blocks) int32, or where nothing is padded as many blocks as the longest row has."""
+    table = np.zeros((len(rows), layout.max_blocks if bucket is not None else max(map(len, rows))), np.int32)
+    for at, blocks in zip(table, rows, strict=True):
+        at[: len(blocks)] = np.frombuffer(blocks, np.int32) if isinstance(blocks, array) else blocks
+    return torch.from_numpy(table)
 
 
 def _decode_work(model: Model, context_lens: Sequence[int]) -> DecodeWork | None:

@@ -1,27 +1,29 @@
-"""Sequence: one running request, from its first sampled token to its RequestOutput."""
+"""Request: what a user asked for. Sequence: one text of it on its way through the cache."""
 
 from __future__ import annotations
 
 import secrets
-import time
+from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from vlmfx.checkpoint import Model
-from vlmfx.engine.request import CompletionOutput, Logprob, RequestMetrics, RequestOutput, SamplingParams
-from vlmfx.engine.stopping import StopChecker, StopStep
-from vlmfx.engine.taps import tap
+import torch
+from torch import Tensor
+
+from vlmfx.engine.completion import Completion
+from vlmfx.engine.prepared import Item, Prepared
+from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.errors import VlmfxError
-from vlmfx.processing.detokenizer import IncrementalDetokenizer
 from vlmfx.processing.inputs import ModelInputs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """A request whose prompt's length is known, and whose pixels `load` makes once there is room for it.
+    """A request whose prompt's length is known, and whose pixels `load` makes, in another thread.
 
-    number names it; arrival is when the user asked, by time.perf_counter; prompt is its text, where it has one; taps names the
-    values that its output is to carry."""
+    number names it, and of those of one priority the smaller one goes first; lower priorities go first. arrival is when the user asked
+    and deadline when it is too late, by time.perf_counter; prompt is its text, where it has one; taps names the values that its output
+    is to carry; only requests of one salt share what is cached."""
 
     number: int
     num_tokens: int
@@ -30,6 +32,11 @@ class Request:
     arrival: float
     prompt: str | None = None
     taps: tuple[str, ...] = ()
+    priority: int = 0
+    salt: str = ""
+    deadline: float | None = None
+    is_ready: bool = False  # whether load takes no time
+    seed: int = field(default_factory=lambda: secrets.randbits(63))  # of draws, where params has none
 
     @classmethod
     def ready(cls, number: int, inputs: ModelInputs, params: SamplingParams, arrival: float) -> Request:
@@ -41,15 +48,16 @@ class Request:
             params=params,
             arrival=arrival,
             prompt=inputs.prompt,
+            is_ready=True,
         )
 
-    def max_tokens(self, model: Model) -> int:
-        """The most tokens this request may generate."""
-        return self.params.token_budget(model.max_model_len - self.num_tokens)
+    @property
+    def order(self) -> tuple[int, int]:
+        """Requests of lower order go first."""
+        return self.priority, self.number
 
-    def max_len(self, model: Model) -> int:
-        """The most tokens prompt and answer may have together."""
-        return self.num_tokens + self.max_tokens(model)
+    def __lt__(self, other: Request) -> bool:
+        return self.order < other.order
 
     def failed(self, error: VlmfxError) -> RequestOutput:
         """The result of a request that could not be served."""
@@ -57,93 +65,66 @@ class Request:
 
 
 class Sequence:
-    """The host's side of a running request: its tokens, its text, and whether it is done. Raises what loading its pixels raises."""
+    """What the scheduler and the runner know of one text.
 
-    def __init__(self, model: Model, request: Request) -> None:
-        params = request.params
-        self.number, self.failed = request.number, request.failed
-        self.inputs = request.load()
-        self.params = params
-        self.max_len = request.max_len(model)
-        taps = tap(model, self.inputs, request.taps, max_len=self.max_len)
-        self._taps = {name: value.cpu() for name, value in taps.items()} if request.taps else None
-        self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self.token_ids: list[int] = []
-        self.logprobs: list[dict[int, Logprob]] = []
-        self.end: StopStep | None = None
-        self._tokenizer = model.processor.tokenizer
-        self._stop = StopChecker(params, eos_token_ids=model.eos_token_ids, max_tokens=request.max_tokens(model))
-        self._detokenizer = IncrementalDetokenizer(self._tokenizer, skip_special_tokens=params.skip_special_tokens)
-        self._text: list[str] = []
-        self._arrival = request.arrival
-        self._first_token_at = 0.0
+    num_computed: its tokens whose keys and values are in the cache, or will be when the steps that are launched are done.
+    num_in_flight: tokens that launched steps draw and nobody has read yet, at most 2. blocks: of the cache, in order, int32.
+    is_running: whether it has blocks; is_open: whether it has neither ended nor failed."""
 
-    @property
-    def context_len(self) -> int:
-        """Tokens of prompt and answer so far."""
-        return len(self.inputs.token_ids) + len(self.token_ids)
+    def __init__(self, request: Request, prepared: Prepared, completion: Completion, max_len: int) -> None:
+        self.request, self.prepared, self.completion, self.max_len = request, prepared, completion, max_len
+        self.num_prompt = len(prepared.inputs.token_ids)
+        self.num_computed = 0
+        self.num_in_flight = 0
+        self.num_preempted = 0
+        self.num_published = 0  # blocks that others can find
+        self.blocks: array[int] = array("i")
+        self.keys: list[bytes] = list(prepared.keys)
+        self.pins: set[bytes] = set()
+        self.forks: list[Sequence] = []  # those that begin where this one's prompt ends
+        self.is_running = False
+        self.is_open = True
 
     @property
-    def next_position(self) -> int:
-        """The position of the newest token, which the next decode step reads."""
-        return self.inputs.next_position + len(self.token_ids) - 1
+    def num_known(self) -> int:
+        """Tokens of prompt and answer that the host has read."""
+        return self.num_prompt + len(self.completion.token_ids)
 
-    def push(self, token_id: int, candidates: dict[int, tuple[float, int]] | None) -> str:
-        """Take a sampled token; returns the text that can be shown now. `end` is set once it was the last."""
-        if not self.token_ids:
-            self._first_token_at = time.perf_counter()
-        self.token_ids.append(token_id)
-        if candidates is not None:
-            self.logprobs.append(
-                {
-                    i: Logprob(value, rank, self._tokenizer.decode([i], skip_special_tokens=False))
-                    for i, (value, rank) in candidates.items()
-                }
-            )
-        before, text = self._new_text(token_id)
-        step = self._stop.step(token_id, text, before)
-        if step.finish_reason is not None:
-            self.end = step
-        self._text.append(step.text)
-        return step.text
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and answer, the one in flight among them."""
+        return self.num_known + self.num_in_flight
 
-    def _new_text(self, token_id: int) -> tuple[str, str]:
-        """(what earlier tokens left open, the token's own text); a last token closes what is open."""
-        if not self.params.detokenize:
-            return "", ""
-        ending = self._stop.ending(token_id)
-        if ending == "stop":
-            before = self._detokenizer.finish()
-            return before, self._detokenizer.push(token_id) + self._detokenizer.finish()
-        text = self._detokenizer.push(token_id)
-        return "", text + self._detokenizer.finish() if ending == "length" else text
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its newest token is the only one that is not computed, and was drawn."""
+        return self.num_computed == self.num_tokens - 1 and self.num_computed >= self.num_prompt
 
-    def output(self) -> RequestOutput:
-        """The finished request's result."""
-        assert self.end is not None, "output of a request that is still running"
-        now = time.perf_counter()
-        chosen = [entry[token].logprob for entry, token in zip(self.logprobs, self.token_ids, strict=False)]
-        completion = CompletionOutput(
-            index=0,
-            text="".join(self._text),
-            token_ids=tuple(self.token_ids),
-            cumulative_logprob=sum(chosen) if self.params.logprobs is not None else None,
-            logprobs=self.logprobs if self.params.logprobs is not None else None,
-            finish_reason=self.end.finish_reason,
-            stop_reason=self.end.stop_reason,
-        )
-        metrics = RequestMetrics(
-            prompt_tokens=len(self.inputs.token_ids),
-            output_tokens=len(self.token_ids),
-            time_to_first_token_s=self._first_token_at - self._arrival,
-            decode_s=now - self._first_token_at,
-        )
-        return RequestOutput(
-            request_id=str(self.number),
-            prompt=self.inputs.prompt,
-            prompt_token_ids=self.inputs.token_ids,
-            outputs=[completion],
-            finished=True,
-            metrics=metrics,
-            taps=self._taps,
-        )
+    @property
+    def is_full(self) -> bool:
+        """Whether it has all the tokens that it may have, one in flight among them."""
+        return self.num_tokens >= self.max_len
+
+    @property
+    def seed(self) -> int:
+        params = self.request.params
+        return self.request.seed if params.seed is None else params.seed
+
+    def token_ids(self, start: int, end: int) -> list[int]:
+        """Known tokens from start to end."""
+        prompt, answer = self.prepared.inputs.token_ids, self.completion.token_ids
+        return prompt[start:end] + answer[max(start - self.num_prompt, 0) : max(end - self.num_prompt, 0)]
+
+    def positions(self, start: int, end: int) -> Tensor:
+        """(end − start,) or (3, end − start) int64."""
+        inputs = self.prepared.inputs
+        if end <= self.num_prompt:
+            return inputs.positions[..., start:end]
+        first = inputs.next_position + max(start - self.num_prompt, 0)
+        answer = torch.arange(first, first + end - max(start, self.num_prompt))
+        answer = answer.expand(*inputs.positions.shape[:-1], -1)
+        return torch.cat((inputs.positions[..., start:], answer), -1)
+
+    def items(self, start: int, end: int) -> list[Item]:
+        """The media whose rows some token from start to end reads, in order."""
+        return [item for item in self.prepared.items if item.first < end and start < item.end]

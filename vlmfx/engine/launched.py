@@ -1,0 +1,57 @@
+"""Launched: a step whose programs are launched, and what they draw once they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vlmfx.engine.sampler import logprobs
+from vlmfx.engine.sequence import Sequence as Text
+
+Candidates = dict[int, tuple[float, int]]  # id → (log-probability, rank)
+
+
+class Piece:
+    """One program's part of a step: the texts that draw, in order, their ids (n,) on the device, and log-probabilities where a text
+    wants them."""
+
+    def __init__(self, texts: Sequence[Text], ids: Tensor, logits: Tensor) -> None:
+        self.texts, self.ids = texts, ids
+        wanted = [t.request.params.logprobs for t in texts]
+        self.candidates: list[Candidates | None] = [None] * len(texts)
+        if any(n is not None for n in wanted):
+            self.candidates = logprobs(logits, ids, wanted)
+
+
+class Launched:
+    """All pieces of a step. The ids are on their way to the host from the beginning."""
+
+    def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
+        self.pieces = pieces
+        ids = [piece.ids for piece in pieces]
+        self.ids = (
+            ids[0] if len(ids) == 1 else torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=device)
+        )
+        self._host, self._event = self.ids, None
+        if device.type == "cuda":
+            self._host = torch.empty(self.ids.shape, dtype=self.ids.dtype, pin_memory=True)
+            self._host.copy_(self.ids, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    @cached_property
+    def rows(self) -> dict[Text, int]:
+        """Which of ids each text drew."""
+        return {text: row for row, text in enumerate(t for piece in self.pieces for t in piece.texts)}
+
+    def read(self) -> Iterator[tuple[Text, int, Candidates | None]]:
+        """Each text with the token that it drew; waits for the device."""
+        if self._event is not None:
+            self._event.synchronize()
+        tokens = iter(self._host.tolist())
+        for piece in self.pieces:
+            for text, candidates in zip(piece.texts, piece.candidates, strict=True):
+                yield text, next(tokens), candidates
