@@ -26,6 +26,7 @@ from vlmfx.compile.host import Host
 from vlmfx.compile.inputs import bucket_inputs
 from vlmfx.compile.kernels import gathered
 from vlmfx.compile.layout import CacheLayout, empty_cache
+from vlmfx.compile.memory import available_bytes
 from vlmfx.compile.package import load
 from vlmfx.compile.programs import Sampling, choose
 from vlmfx.compile.stages import jit
@@ -102,8 +103,7 @@ def _result(future: Future[None]) -> None:
 
 
 def _default_jobs() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // JOB_BYTES))
+    return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // JOB_BYTES))
 
 
 def compile_job(job: Job) -> None:
