@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vlmfx import __version__, checkpoint
 from vlmfx.checkpoint import Blueprint, Task
 from vlmfx.compile.buckets import UNITS, Plan, read_plan
-from vlmfx.compile.bundle import MANIFEST, PROGRAMS, Bundle, program_name, sha256
+from vlmfx.compile.bundle import PROGRAMS, Bundle, program_name, sha256
 from vlmfx.compile.host import Host
 from vlmfx.compile.kernels import KERNELS
 from vlmfx.compile.ladders import EMBED, GENERATE, default_plan
@@ -26,6 +26,7 @@ from vlmfx.compile.package import load
 from vlmfx.device import resolve_device
 from vlmfx.errors import CheckpointError, CompileError, InvalidRequest, VlmfxError, reason_of, shown
 from vlmfx.export_jobs import Job, compiled, gather_kernels
+from vlmfx.folder import MANIFEST, is_bundle
 
 MAX_NUM_SEQS = 16
 MAX_LEN = 4096  # of the default plan, where the context is longer
@@ -62,7 +63,7 @@ def export(
     kind, target, folder = checkpoint.resolve_task(task), resolve_device(device), Path(out)
     blueprint = checkpoint.blueprint(model, dtype=dtype, device=target, max_model_len=max_model_len, task=kind)
     source = blueprint.folder
-    if (source / MANIFEST).exists():
+    if is_bundle(source):
         raise CheckpointError(f"{source} is a bundle already; export the model that it is of.")
     length = max_model_len or min(blueprint.processor.max_model_len, MAX_LEN)
     host = Host.of(target, march)

@@ -20,8 +20,8 @@ from vlmfx.compile.compiled import Compiled
 from vlmfx.compile.host import Host
 from vlmfx.compile.layout import CacheLayout
 from vlmfx.errors import CheckpointError, InvalidRequest, reason_of, shown
+from vlmfx.folder import MANIFEST
 
-MANIFEST = "bundle.json"
 PROGRAMS = "programs"  # the folder in it of packages
 FORMAT = 1
 CHUNK = 1 << 20
@@ -70,11 +70,6 @@ class Bundle:
 
 def program_name(name: str, size: int) -> str:
     return f"{name}-{size}"
-
-
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder says that it is one."""
-    return (folder / MANIFEST).exists()
 
 
 def read(folder: Path) -> Bundle:
