@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from vlmfx import checkpoint
 from vlmfx import export as module
 from vlmfx.compile import host as hosts
 from vlmfx.compile.buckets import Plan
+from vlmfx.compile.bundle import read as read_bundle
+from vlmfx.compile.bundle import sha256
 from vlmfx.errors import CheckpointError, CompileError, InvalidRequest, PlanError, VlmfxError
 from vlmfx.export import export
 
@@ -169,6 +172,83 @@ def test_an_export_goes_on_from_what_is_there(bundle, monkeypatch):
     assert set((bundle / "programs").iterdir()) == {*packages.values(), bundle / "programs" / "thesis.pt2"}
 
 
+class Stopped(Exception):
+    pass
+
+
+def would_compile(model: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
+    """The programs that an export would compile; where there are some, it stops before."""
+    names: list[str] = []
+
+    def noted(todo, jobs):
+        names.extend(job.name for job in todo)
+        if names:
+            raise Stopped
+        return iter(())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "compiled", noted)
+        with suppress(Stopped):
+            export(model, out, **{**OPTIONS, **options})
+    return names
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of the model."""
+    return Path(shutil.copytree(MODEL, tmp_path / "model"))
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["config.json", "notes", "bundle.json", "programs/decode.py", "programs-1/x"])
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path, monkeypatch, name):
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text('{"hashes": 1}')
+    before = contents(out)
+    with pytest.raises(InvalidRequest, match=r"^out: .* has files that no export wrote .*; choose a new or") as caught:
+        would_compile(MODEL, out, monkeypatch)
+    assert is_one_sentence(caught.value)
+    assert contents(out) == before
+
+
+def test_a_model_is_not_exported_into_its_own_folder(source, monkeypatch):
+    with pytest.raises(InvalidRequest, match=r"^out: "):
+        would_compile(source, source, monkeypatch)
+
+
+@pytest.mark.parametrize("begun", ["", "programs/decode-2-0123456789ab.pt2.77.part"])
+def test_an_empty_folder_and_a_begun_export_are_written_to(tmp_path, monkeypatch, begun):
+    (tmp_path / "out" / "programs").mkdir(parents=True)
+    (tmp_path / "out" / "config.json").write_text("of the export")
+    if begun:
+        (tmp_path / "out" / begun).write_bytes(b"part")
+    assert would_compile(MODEL, tmp_path / "out", monkeypatch) == ["encode", "prefill", "decode"]
+
+
+def test_files_of_an_earlier_export_go_with_the_model_s_and_others_are_refused(bundle, source, monkeypatch):
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "extra").mkdir()
+    (source / "extra" / "config.json").write_text("{}")
+    assert would_compile(source, bundle, monkeypatch, copy_weights=True) == []
+    assert {"chat_template.jinja", "extra/config.json"} <= {*read_bundle(bundle).hashes}
+    (source / "chat_template.jinja").unlink()
+    (source / "extra" / "config.json").unlink()
+    (source / "model.safetensors").rename(source / "other.safetensors")
+    assert would_compile(source, bundle, monkeypatch, copy_weights=True) == []
+    assert not any((bundle / name).exists() for name in ("chat_template.jinja", "extra/config.json"))
+    assert [p.name for p in bundle.glob("*.safetensors")] == ["other.safetensors"]
+    vlmfx.LLM(str(bundle))
+    (bundle / "notes.txt").write_text("of the user's")
+    with pytest.raises(InvalidRequest, match=r"^out: .* has notes.txt, which the model has not .*; delete") as caught:
+        would_compile(source, bundle, monkeypatch)
+    assert is_one_sentence(caught.value)
+    assert (bundle / "notes.txt").exists()
+
+
 def test_a_full_disk_leaves_no_bundle(made, tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
@@ -269,8 +349,36 @@ def test_altered_and_missing_files_are_refused(bundle, made):
         assert "bundle.json" in refused(bundle)
 
 
-def test_weights_by_reference_must_be_those_of_the_export(bundle, tmp_path):
-    source = Path(shutil.copytree(MODEL, tmp_path / "model"))
+@pytest.mark.parametrize(
+    "name",
+    ["chat_template.jinja", "added_tokens.json", "vocab.txt", "tokenizer.model", "2_Pooling/config.json",
+     "model.safetensors.index.json", "more.safetensors"],
+)  # fmt: skip
+def test_files_that_the_bundle_does_not_list_are_refused(bundle, name):
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_text("{}")
+    assert f"{name} is not listed in bundle.json; delete it, or put it into the model's folder and" in refused(bundle)
+    (bundle / name).unlink()
+    (bundle / "README.md").write_text("Nothing reads it.")
+    vlmfx.LLM(str(bundle))
+
+
+def test_kernels_that_the_bundle_does_not_list_are_refused(bundle, tmp_path):
+    kernels = "kernels-0123456789ab"
+    (bundle / kernels / "key").mkdir(parents=True)
+    (bundle / kernels / "key" / "a.cubin").write_text("code")
+    value = json.loads((bundle / "bundle.json").read_text())
+    hashes = value["hashes"] | {f"{kernels}/key/a.cubin": sha256(bundle / kernels / "key" / "a.cubin")}
+    changed(bundle, kernels=kernels, hashes=hashes)
+    assert read_bundle(bundle).kernels == kernels
+    (bundle / kernels / "key" / "b.cubin").write_text("more")
+    assert f"{kernels}/key/b.cubin is not listed in bundle.json" in refused(bundle)
+    (bundle / kernels / "key" / "b.cubin").rename(tmp_path / "b.cubin")
+    (bundle / kernels / "other").symlink_to(tmp_path, target_is_directory=True)
+    assert f"{kernels}/other is not listed in bundle.json" in refused(bundle)
+
+
+def test_weights_by_reference_must_be_those_of_the_export(bundle, source):
     changed(bundle, weights=str(source))
     (bundle / "model.safetensors").unlink()
     vlmfx.LLM(str(bundle))
