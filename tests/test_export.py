@@ -416,6 +416,10 @@ def test_a_bundle_is_not_exported_again(made, tmp_path):
             "march is 'core2' but must be one of native, x86-64-v2, x86-64-v3, x86-64-v4",
         ),
         ({"jobs": 0}, InvalidRequest, "jobs: it is 0; use a whole number of 1 or more."),
+        *(
+            ({"max_num_seqs": n}, InvalidRequest, f"max_num_seqs: it is {n}; use a whole number of 1 or more.")
+            for n in (0, -1, True, 2.0, None)
+        ),
         ({"task": "talk"}, InvalidRequest, "task: it is 'talk'"),
     ],
 )

@@ -68,8 +68,9 @@ def export(
 
     Raises CheckpointError, DeviceError, PlanError, InvalidRequest or CompileError; then `out` holds no new bundle. A folder with files
     that are no export's is an InvalidRequest, before anything is written."""
-    if jobs is not None and (type(jobs) is not int or jobs < 1):
-        raise InvalidRequest("jobs", f"it is {shown(jobs)}; use a whole number of 1 or more.", found=jobs)
+    for name, number in {"jobs": 1 if jobs is None else jobs, "max_num_seqs": max_num_seqs}.items():
+        if type(number) is not int or number < 1:
+            raise InvalidRequest(name, f"it is {shown(number)}; use a whole number of 1 or more.", found=number)
     kind, target, folder = checkpoint.resolve_task(task), resolve_device(device), Path(out)
     blueprint = checkpoint.blueprint(model, dtype=dtype, device=target, max_model_len=max_model_len, task=kind)
     source = blueprint.folder
