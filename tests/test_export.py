@@ -199,6 +199,37 @@ def source(tmp_path: Path) -> Path:
     return Path(shutil.copytree(MODEL, tmp_path / "model"))
 
 
+def test_programs_are_compiled_again_where_what_they_compute_changes(bundle, source, monkeypatch):
+    """Which neither a tokenizer nor a template does."""
+    for name in ("tokenizer.json", "chat_template.json", "generation_config.json"):
+        (source / name).write_text((source / name).read_text() + " ")
+    (source / "notes.txt").write_text("new")
+    assert would_compile(source, bundle, monkeypatch) == []
+    assert vlmfx.LLM(str(bundle)).model.bundle is not None
+    for name in ("config.json", "preprocessor_config.json"):
+        text = (source / name).read_text()
+        (source / name).write_text(json.dumps(json.loads(text) | {"new": 1}))
+        assert would_compile(source, bundle, monkeypatch) == ["encode", "prefill", "decode"]
+        (source / name).write_text(text)
+    assert would_compile(source, bundle, monkeypatch) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_other"),
+    [("processing/qwen2_vl.py", True), ("export_jobs.py", True), ("ops/norm.py", True), ("engine/engine.py", False)],
+)
+def test_programs_depend_on_the_code_that_makes_them(made, tmp_path, monkeypatch, changed, is_other):
+    package = tmp_path / "vlmfx"
+    for name in (*module._MODULES, "processing/qwen2_vl.py", "ops/norm.py", "engine/engine.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("before")
+    monkeypatch.setattr(module, "__file__", str(package / "export.py"))
+    blueprint, found = checkpoint.blueprint(MODEL), read_bundle(made)
+    before = module._stamp(found, blueprint)
+    (package / changed).write_text("after")
+    assert (module._stamp(found, blueprint) != before) == is_other
+
+
 def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 

@@ -41,6 +41,9 @@ MAX_NUM_SEQS = 16
 MAX_LEN = 4096  # of the default plan, where the context is longer
 MAX_PATCHES = {"cpu": 4096, "cuda": 16384}  # of the default plan's largest encode
 
+# Of our code, what programs come from, and the inputs that they are made for.
+_FOLDERS = ("models", "ops", "compile", "processing")
+_MODULES = ("export_jobs.py", "tree.py", "weights.py")
 _OURS = re.compile(rf"((encode|prefill|decode|pool)-\d+|{KERNELS})-[0-9a-f]{{12}}(\.pt2)?(\.\d+\.part)?")
 
 
@@ -235,13 +238,15 @@ def _plan(given: Plan | str | Path | None, blueprint: Blueprint, task: str, max_
 
 
 def _stamp(bundle: Bundle, blueprint: Blueprint) -> str:
-    """What a package depends on besides its program and size, our own code among it."""
+    """What a package depends on besides its program and size: our own code, and of the model what says how it computes, which its
+    tokenizer and chat template do not."""
     package = Path(__file__).parent
-    sources = sorted(p for part in ("models", "ops", "compile") for p in (package / part).rglob("*.py"))
+    sources = [p for part in _FOLDERS for p in sorted((package / part).rglob("*.py"))] + [package / m for m in _MODULES]
     code = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
-    files = [sha256(blueprint.folder / name) for name in processor_files(blueprint.folder)]
+    config = sha256(blueprint.folder / "config.json"), checkpoint.read_preprocessor(blueprint.folder)
     maxima = bundle.plan.max_segments, bundle.plan.max_seqs
-    return repr((code, files, bundle.host, bundle.task, bundle.dtype, bundle.layout, maxima))
+    pooling = blueprint.programs.pooling
+    return repr((code, config, pooling, bundle.host, bundle.task, bundle.dtype, bundle.layout, maxima))
 
 
 def _digest(*parts: str) -> str:
