@@ -229,6 +229,11 @@ def test_repositories_without_safetensors(server, resolve):
     assert "holds no .safetensors weights" in resolve("org/bin", env={"HF_HUB_OFFLINE": "1"})
 
 
+def test_what_makes_a_folder_a_bundle_is_written_once():
+    sources = (ROOT / "vlmfx").rglob("*.py")
+    assert [p.name for p in sources if '"bundle.json"' in p.read_text(encoding="utf-8")] == ["folder.py"]
+
+
 def test_a_bundle_is_refused_and_its_programs_are_not_fetched(server, resolve):
     assert "'org/bundle' holds a bundle (bundle.json), which is a program and is never run from a hub" in resolve(
         "org/bundle"

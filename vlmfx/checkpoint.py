@@ -13,14 +13,14 @@ from typing import Any, Literal
 import torch
 
 from vlmfx import weights
-from vlmfx.compile.bundle import PROGRAMS, Bundle, check_options, is_bundle
+from vlmfx.compile.bundle import PROGRAMS, Bundle, check_options
 from vlmfx.compile.bundle import read as read_bundle
 from vlmfx.compile.executor import EagerExecutor
 from vlmfx.compile.kernels import install
 from vlmfx.compile.programs import ProgramSet
 from vlmfx.device import DTYPES, resolve_device, resolve_dtype
 from vlmfx.errors import CheckpointError, InvalidRequest, UnsupportedModel, shown
-from vlmfx.folder import read_json
+from vlmfx.folder import is_bundle, read_json
 from vlmfx.hub import resolve
 from vlmfx.models.pooling import Pooling
 from vlmfx.models.validate import CONFIG, PREPROCESSOR, refuse, section

@@ -17,7 +17,16 @@ from tqdm import tqdm
 from vlmfx import __version__, checkpoint
 from vlmfx.checkpoint import Blueprint, Task
 from vlmfx.compile.buckets import Plan, plan_for
-from vlmfx.compile.bundle import MANIFEST, PROGRAMS, Bundle, program_name, sha256
+from vlmfx.compile.bundle import (
+    PROGRAMS,
+    Bundle,
+    kernel_files,
+    listed_files,
+    processor_files,
+    program_name,
+    sha256,
+    weight_files,
+)
 from vlmfx.compile.host import Host
 from vlmfx.compile.kernels import KERNELS
 from vlmfx.compile.ladders import EMBED, GENERATE, default_plan
@@ -26,11 +35,15 @@ from vlmfx.compile.package import load
 from vlmfx.device import resolve_device
 from vlmfx.errors import CheckpointError, CompileError, InvalidRequest, VlmfxError, reason_of, shown
 from vlmfx.export_jobs import Job, compiled, gather_kernels
+from vlmfx.folder import is_bundle
 
 MAX_NUM_SEQS = 16
 MAX_LEN = 4096  # of the default plan, where the context is longer
 MAX_PATCHES = {"cpu": 4096, "cuda": 16384}  # of the default plan's largest encode
 
+# Of our code, what programs come from, and the inputs that they are made for.
+_FOLDERS = ("models", "ops", "compile", "processing")
+_MODULES = ("export_jobs.py", "tree.py", "weights.py")
 _OURS = re.compile(rf"((encode|prefill|decode|pool)-\d+|{KERNELS})-[0-9a-f]{{12}}(\.pt2)?(\.\d+\.part)?")
 
 
@@ -56,13 +69,15 @@ def export(
     copy_weights: puts the weights into the bundle, which otherwise names the folder they are in. jobs: processes at once. Packages of
     an earlier or interrupted export to the same folder are used where nothing changed.
 
-    Raises CheckpointError, DeviceError, PlanError, InvalidRequest or CompileError; then `out` holds no new bundle."""
-    if jobs is not None and (type(jobs) is not int or jobs < 1):
-        raise InvalidRequest("jobs", f"it is {shown(jobs)}; use a whole number of 1 or more.", found=jobs)
+    Raises CheckpointError, DeviceError, PlanError, InvalidRequest or CompileError; then `out` holds no new bundle. A folder with files
+    that are no export's is an InvalidRequest, before anything is written."""
+    for name, number in {"jobs": 1 if jobs is None else jobs, "max_num_seqs": max_num_seqs}.items():
+        if type(number) is not int or number < 1:
+            raise InvalidRequest(name, f"it is {shown(number)}; use a whole number of 1 or more.", found=number)
     kind, target, folder = checkpoint.resolve_task(task), resolve_device(device), Path(out)
     blueprint = checkpoint.blueprint(model, dtype=dtype, device=target, max_model_len=max_model_len, task=kind)
     source = blueprint.folder
-    if (source / MANIFEST).exists():
+    if is_bundle(source):
         raise CheckpointError(f"{source} is a bundle already; export the model that it is of.")
     length = max_model_len or min(blueprint.processor.max_model_len, MAX_LEN)
     host = Host.of(target, march)
@@ -80,8 +95,11 @@ def export(
         weights=folder if copy_weights else source.resolve(),
     )
     with _writing(folder):
+        files, weights = processor_files(source), weight_files(source)
+        stale = _stale_files(folder, {*files, *weights})
         (folder / PROGRAMS).mkdir(parents=True, exist_ok=True)
-        files = _processor_files(source)
+        for name in stale:
+            (folder / name).unlink()
         for name in files:
             _copy(source / name, folder / name)
         stamp = _stamp(bundle, blueprint)
@@ -99,8 +117,7 @@ def export(
                 part = folder / f"{kernels}.{os.getpid()}.part"
                 gather_kernels(work, part)
                 os.replace(part, folder / kernels)
-            files += sorted(p.relative_to(folder).as_posix() for p in (folder / kernels).rglob("*") if p.is_file())
-        weights = sorted(path.name for path in source.glob("*.safetensors*"))
+            files += kernel_files(folder, kernels)
         if copy_weights:
             for name in tqdm(weights, desc="weights", unit="file", disable=not use_tqdm):
                 _copy(source / name, folder / name)
@@ -127,6 +144,36 @@ def _writing(folder: Path) -> Iterator[None]:
             f"{folder}: the bundle cannot be written ({reason_of(error)}); choose a place with room that is writable and run it again, "
             "which goes on from what is there."
         ) from None
+
+
+def _stale_files(folder: Path, wanted: set[str]) -> list[str]:
+    """The files in the folder that an earlier export wrote and that would be read with a bundle, but are not wanted by this one.
+
+    Raises InvalidRequest for a folder that holds what is not an export's: it would be overwritten, or read with the bundle."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return []
+    listed = listed_files(folder)
+    if not listed and not _is_begun(folder):
+        raise InvalidRequest(
+            "out", f"{folder} has files that no export wrote and one could overwrite; choose a new or an empty folder."
+        )
+    others = {*processor_files(folder), *weight_files(folder)} - wanted
+    strange = sorted(others - listed)
+    if strange:
+        raise InvalidRequest(
+            "out",
+            f"{folder} has {strange[0]}, which the model has not and a bundle would read; delete it, or choose another folder.",
+        )
+    return sorted(others)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether an export has written to the folder: it first makes one for packages."""
+    programs = folder / PROGRAMS
+    if not programs.is_dir():
+        return False
+    names = [path.name for path in programs.iterdir()]
+    return not names or any(map(_OURS.fullmatch, names))
 
 
 def _jobs(bundle: Bundle, source: Path, task: Task, device: torch.device, stamp: str) -> list[Job]:
@@ -174,13 +221,15 @@ def _plan(given: Plan | str | Path | None, blueprint: Blueprint, task: str, max_
 
 
 def _stamp(bundle: Bundle, blueprint: Blueprint) -> str:
-    """What a package depends on besides its program and size, our own code among it."""
+    """What a package depends on besides its program and size: our own code, and of the model what says how it computes, which its
+    tokenizer and chat template do not."""
     package = Path(__file__).parent
-    sources = sorted(p for part in ("models", "ops", "compile") for p in (package / part).rglob("*.py"))
+    sources = [p for part in _FOLDERS for p in sorted((package / part).rglob("*.py"))] + [package / m for m in _MODULES]
     code = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
-    files = [sha256(blueprint.folder / name) for name in _processor_files(blueprint.folder)]
+    config = sha256(blueprint.folder / "config.json"), checkpoint.read_preprocessor(blueprint.folder)
     maxima = bundle.plan.max_segments, bundle.plan.max_seqs
-    return repr((code, files, bundle.host, bundle.task, bundle.dtype, bundle.layout, maxima))
+    pooling = blueprint.programs.pooling
+    return repr((code, config, pooling, bundle.host, bundle.task, bundle.dtype, bundle.layout, maxima))
 
 
 def _digest(*parts: str) -> str:
@@ -196,13 +245,6 @@ def _is_whole(file: Path) -> bool:
     except VlmfxError:
         return False
     return True
-
-
-def _processor_files(folder: Path) -> list[str]:
-    """The names of the files beside the weights that a model folder may need, one level down too."""
-    names = ("*.json", "*.txt", "*.jinja", "*.model", "1_Pooling/*.json")
-    found = (p.relative_to(folder).as_posix() for pattern in names for p in folder.glob(pattern))
-    return sorted(n for n in found if n != MANIFEST and not n.endswith(".safetensors.index.json"))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -26,6 +27,7 @@ from vlmfx.compile.host import Host
 from vlmfx.compile.inputs import bucket_inputs
 from vlmfx.compile.kernels import gathered
 from vlmfx.compile.layout import CacheLayout, empty_cache
+from vlmfx.compile.memory import available_bytes
 from vlmfx.compile.package import load
 from vlmfx.compile.programs import Sampling, choose
 from vlmfx.compile.stages import jit
@@ -64,26 +66,54 @@ def compiled(todo: Sequence[Job], num_jobs: int | None = None) -> Iterator[Job]:
     with _processes(min(num_jobs or _default_jobs(), max(len(todo), 1))) as pool:
         futures = {pool.submit(compile_job, job): job for job in todo}
         for future in as_completed(futures):
-            _result(future)
+            future.result()
             yield futures[future]
 
 
 def gather_kernels(jobs: Sequence[Job], folder: Path) -> None:
     """Run each program once on the GPU, in another process, with Triton compiling into the folder."""
     with _processes(1) as pool:
-        _result(pool.submit(run_all, jobs, folder))
+        pool.submit(run_all, jobs, folder).result()
+
+
+class _Spawn(SpawnContext):
+    """Processes that start anew, and a list of those that it made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+        self.made.append(SpawnProcess(*args, **kwargs))
+        return self.made[-1]
 
 
 @contextmanager
 def _processes(num: int) -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(num, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    """So many processes for jobs; an error within the block ends them. Raises CompileError where one of them ends by itself."""
+    context = _Spawn()
+    try:
+        with ProcessPoolExecutor(num, mp_context=context, initializer=_quiet) as pool:
+            try:
+                yield pool
+            except BaseException:
+                for process in context.made:
+                    if process.is_alive():
+                        process.terminate()
+                pool.shutdown(cancel_futures=True)  # which waits, so that they are gone and have exit codes
+                raise
+    except BrokenProcessPool:
+        raise CompileError(_why_ended(context.made)) from None
+
+
+def _why_ended(processes: Sequence[SpawnProcess]) -> str:
+    """A job's own errors come back as such, so Python ends a process only where it cannot begin; all else is a signal."""
+    if any(process.exitcode is not None and process.exitcode >= 0 for process in processes):
+        return (
+            "export: the compiling processes could not start, most likely because each first runs the calling script, which has its "
+            'export outside of `if __name__ == "__main__":`; put it there.'
+        )
+    return "export: a compiling process was ended from outside, for want of memory most likely; run it again with fewer jobs."
 
 
 def _quiet() -> None:
@@ -92,18 +122,8 @@ def _quiet() -> None:
     torch.set_num_threads(1)
 
 
-def _result(future: Future[None]) -> None:
-    try:
-        future.result()
-    except BrokenProcessPool:
-        raise CompileError(
-            "export: a compiling process was ended from outside, for want of memory most likely; run it again with fewer jobs."
-        ) from None
-
-
 def _default_jobs() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // JOB_BYTES))
+    return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // JOB_BYTES))
 
 
 def compile_job(job: Job) -> None:

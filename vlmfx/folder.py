@@ -1,4 +1,4 @@
-"""A model folder: its JSON files, and which names may lie in it."""
+"""A model folder: its JSON files, which names may lie in it, and whether it is a bundle."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vlmfx.errors import CheckpointError
+
+MANIFEST = "bundle.json"  # of a folder that holds a bundle
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder says that it is one."""
+    return (folder / MANIFEST).exists()
 
 
 def read_json(folder: Path, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from vlmfx.errors import CheckpointError
+from vlmfx.folder import MANIFEST, is_bundle
 
 SCENES = Path(__file__).parent / "assets" / "scenes"  # the model that ships with the package
 
@@ -16,7 +17,6 @@ SCENES = Path(__file__).parent / "assets" / "scenes"  # the model that ships wit
 ALLOW = ("*.json", "*.txt", "*.jinja", "*.model", "*.safetensors")
 IGNORE = ("*/*.txt", "*/*.jinja", "*/*.model", "*/*.safetensors", "*/*/*", "onnx/*", "original/*", "consolidated*")
 
-BUNDLE = "bundle.json"  # compile/bundle.py writes it
 _HUB_CACHE = re.compile(r"/(models|datasets|spaces)--[^/]+/snapshots/")
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
@@ -45,7 +45,7 @@ def resolve(
             )
         return SCENES
     if os.path.isdir(model):  # not Path.is_dir: it raises for names that are too long, and takes "" for "."
-        if (Path(model) / BUNDLE).exists() and _HUB_CACHE.search(os.path.realpath(model)):
+        if is_bundle(Path(model)) and _HUB_CACHE.search(os.path.realpath(model)):
             raise CheckpointError(_refused_bundle(str(model)))
         return Path(model)
     if os.path.exists(model):
@@ -89,7 +89,7 @@ def _download(
     except Exception as error:  # HTTP errors of several libraries, full disks, invalid names
         reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")[:300] or type(error).__name__
         raise CheckpointError(f"{at} could not be downloaded ({reason}); try again or give a local folder.") from error
-    if (Path(folder) / BUNDLE).exists():
+    if is_bundle(Path(folder)):
         raise CheckpointError(_refused_bundle(at))
     if not any(Path(folder).glob("*.safetensors")):
         raise CheckpointError(_no_weights(repo, at, revision, token, local_files_only))
@@ -98,7 +98,7 @@ def _download(
 
 def _refused_bundle(at: str) -> str:
     return (
-        f"{at} holds a bundle ({BUNDLE}), which is a program and is never run from a hub or its cache; export the model itself, or "
+        f"{at} holds a bundle ({MANIFEST}), which is a program and is never run from a hub or its cache; export the model itself, or "
         "copy the bundle to a folder of your own if you trust it."
     )
 

@@ -32,6 +32,23 @@ def test_kernels_are_found_where_they_were_put(tmp_path, monkeypatch):
         assert all(Path(path).is_relative_to(tmp_path / "here") for path in found.values())
 
 
+def test_kernels_that_another_process_puts_there_meanwhile_are_left_as_they_are(tmp_path, monkeypatch):
+    here, copytree = tmp_path / "here", shutil.copytree
+    (tmp_path / "kernels" / "key").mkdir(parents=True)
+    (tmp_path / "kernels" / "key" / "some.cubin").write_bytes(b"code")
+
+    def copied(source: Path, target: Path) -> None:
+        copytree(source, target)
+        copytree(source, here / "key")
+        (here / "key" / "some.cubin").write_bytes(b"of the other")
+
+    monkeypatch.setattr(knobs.cache, "dir", str(here))
+    monkeypatch.setattr(shutil, "copytree", copied)
+    install(tmp_path / "kernels")
+    assert [p.name for p in here.iterdir()] == ["key"]
+    assert (here / "key" / "some.cubin").read_bytes() == b"of the other"
+
+
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "kernels" / "k").mkdir(parents=True)
     (tmp_path / "file").write_text("no folder")

@@ -20,12 +20,14 @@ from vlmfx.compile.compiled import Compiled
 from vlmfx.compile.host import Host
 from vlmfx.compile.layout import CacheLayout
 from vlmfx.errors import CheckpointError, InvalidRequest, reason_of, shown
+from vlmfx.folder import MANIFEST
 
-MANIFEST = "bundle.json"
 PROGRAMS = "programs"  # the folder in it of packages
 FORMAT = 1
 CHUNK = 1 << 20
 AGAIN = "export it again"
+_PROCESSOR_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*/config.json")  # the last: 1_Pooling's
+_INDEX = ".safetensors.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +74,31 @@ def program_name(name: str, size: int) -> str:
     return f"{name}-{size}"
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder says that it is one."""
-    return (folder / MANIFEST).exists()
+def processor_files(folder: Path) -> list[str]:
+    """The names of the files beside the weights that are read when a model folder is loaded, or may be."""
+    found = (p for pattern in _PROCESSOR_FILES for p in folder.glob(pattern) if p.is_file())
+    names = {p.relative_to(folder).as_posix() for p in found}
+    return sorted(name for name in names if name != MANIFEST and not name.endswith(_INDEX))
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of a folder's weights and of their index."""
+    return sorted(p.name for pattern in ("*.safetensors", f"*{_INDEX}") for p in folder.glob(pattern))
+
+
+def kernel_files(folder: Path, kernels: str) -> list[str]:
+    """The names of the files in a bundle's folder of kernels, and of links to other folders; none without one."""
+    found = (folder / kernels).rglob("*") if kernels else ()
+    return sorted(p.relative_to(folder).as_posix() for p in found if p.is_symlink() or not p.is_dir())
+
+
+def listed_files(folder: Path) -> set[str]:
+    """The files of a folder that its bundle.json lists, packages and weights among them; none where there is no such file."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {*found["hashes"], *(found["weight_sizes"] if found["weights"] == "." else ())}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def read(folder: Path) -> Bundle:
@@ -124,6 +148,7 @@ def read(folder: Path) -> Bundle:
     reason = bundle.host.refusal()
     if reason is not None:
         raise CheckpointError(f"{folder}: {reason}; {AGAIN} here.")
+    _check_listed(bundle)
     for name, expected in bundle.hashes.items():
         _check_file(folder, name, expected)
     _check_weights(bundle)
@@ -158,6 +183,19 @@ def check_options(
                 f'{bundle.folder}: the bundle was exported for {option} "{expected}" but {option} is "{found}"; leave it out, or '
                 "export the model for that."
             )
+
+
+def _check_listed(bundle: Bundle) -> None:
+    """Whether bundle.json lists all that would be read of the folder."""
+    folder = bundle.folder
+    found = {*processor_files(folder), *kernel_files(folder, bundle.kernels)}
+    if bundle.weights == folder:
+        found |= {*weight_files(folder)}
+    strange = sorted(found - {*bundle.hashes, *bundle.weight_sizes})
+    if strange:
+        raise CheckpointError(
+            f"{folder}: {strange[0]} is not listed in {MANIFEST}; delete it, or put it into the model's folder and {AGAIN}."
+        )
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:
