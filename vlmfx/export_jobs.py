@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from vlmfx import checkpoint
 from vlmfx.checkpoint import Blueprint, Task
@@ -34,7 +33,7 @@ from vlmfx.compile.stages import jit
 from vlmfx.errors import CompileError, VlmfxError, reason_of
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.token_logprobs import token_logprobs
-from vlmfx.processing.prompt import prepare
+from vlmfx.processing.prompt import example_vision
 from vlmfx.tree import Tree, tree_map
 
 JOB_BYTES = 2 << 30  # memory that a compiling process takes
@@ -210,8 +209,4 @@ def _opened(model: str, dtype: str, device: str, task: Task, max_model_len: int)
     blueprint = checkpoint.blueprint(
         model, dtype=dtype, device=torch.device(device), max_model_len=max_model_len, task=task
     )
-    mark = blueprint.processor.functions.PLACEHOLDERS["image"].format(number=1)
-    prompt = {"prompt": mark, "multi_modal_data": {"image": Image.new("RGB", (56, 56))}}
-    example = prepare(blueprint.processor, prompt).vision
-    assert example is not None
-    return blueprint, example
+    return blueprint, example_vision(blueprint.processor)

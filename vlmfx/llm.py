@@ -7,9 +7,11 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -22,6 +24,7 @@ from vlmfx.compile.counter import CompileCounter, Compiles
 from vlmfx.engine import engine, pooler
 from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput, ScoringRequestOutput, score_of
 from vlmfx.engine.executors import executor_for
+from vlmfx.engine.options import NAMES, EngineOptions
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.taps import checked
@@ -43,14 +46,15 @@ Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput, ScoringRequest
 class LLM:
     """A loaded model and what it needs to answer.
 
-    model: a folder, a hub id, "scenes" (shipped) or a Model. Options as in vLLM: dtype, device, max_model_len, max_num_seqs,
-    chat_template, revision, trust_remote_code, limit_mm_per_prompt ({"image": 2}), media_io_kwargs ({"video": {"num_frames": 8}}, or
-    "fps": how video files are sampled, 32 frames by default) and mm_processor_kwargs ({"num_crops": 16}), of which a prompt's own
-    win, allowed_local_media_path (the folder that file: URLs may lie in; by default there is none), allowed_media_domains, and
-    private_media_hosts (hosts with a private address that URLs may name; by default none); task is "generate", or "embed" (also
-    "embedding") for embed and score. backend: how programs run, "auto" (a bundle's own, graphs on a GPU, else "eager"), "eager"
-    (enforce_eager=True too), "cuda_graph", "mlu_graph" or "inductor", for the buckets of plan (a Plan or its file); strict refuses what
-    the plan does not cover, which otherwise runs uncompiled. Raises CheckpointError, DeviceError, or InvalidRequest for an option."""
+    model: a folder, a hub id, "scenes" (shipped) or a Model. Options as in vLLM: those of EngineOptions (max_num_seqs,
+    gpu_memory_utilization, ...), dtype, device, max_model_len, chat_template, revision, trust_remote_code, limit_mm_per_prompt
+    ({"image": 2}), media_io_kwargs ({"video": {"num_frames": 8}}, or "fps": how video files are sampled, 32 frames by default) and
+    mm_processor_kwargs ({"num_crops": 16}), of which a prompt's own win, allowed_local_media_path (the folder that file: URLs may lie
+    in; by default there is none), allowed_media_domains, and private_media_hosts (hosts with a private address that URLs may name; by
+    default none); task is "generate", or "embed" (also "embedding") for embed and score. backend: how programs run, "auto" (a bundle's
+    own, graphs on a GPU, else "eager"), "eager" (enforce_eager=True too), "cuda_graph", "mlu_graph" or "inductor", for the buckets of
+    plan (a Plan or its file); strict refuses what the plan does not cover, which otherwise runs uncompiled. Raises CheckpointError,
+    DeviceError, or InvalidRequest for an option."""
 
     def __init__(
         self,
@@ -59,7 +63,6 @@ class LLM:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         max_model_len: int | None = None,
-        max_num_seqs: int = 16,
         chat_template: str | Path | None = None,
         revision: str | None = None,
         hf_token: str | bool | None = None,
@@ -77,11 +80,8 @@ class LLM:
         enforce_eager: bool = False,
         **others: Any,
     ) -> None:
+        engine_options = EngineOptions(**{name: others.pop(name) for name in NAMES if name in others})
         check_others(others)
-        if type(max_num_seqs) is not int or max_num_seqs < 1:
-            raise InvalidRequest(
-                "max_num_seqs", f"it is {shown(max_num_seqs)}; use a whole number of 1 or more.", found=max_num_seqs
-            )
         self.task = checkpoint.resolve_task(task)
         media: dict[str, Any] = {
             "allowed_local_media_path": allowed_local_media_path, "allowed_media_domains": allowed_media_domains,
@@ -113,12 +113,24 @@ class LLM:
         if any(change is not None for change in changes):
             processor = with_options(self.model.processor, limit_mm_per_prompt, media, media_io_kwargs, settings)
             self.model = replace(self.model, processor=processor)
-        self.max_num_seqs = max_num_seqs
         self._counter = CompileCounter()
         self.executor = executor_for(
-            self.model, task=self.task, backend="eager" if enforce_eager else backend, plan=plan, strict=strict,
-            max_num_seqs=max_num_seqs,
+            self.model, task=self.task, options=engine_options, backend="eager" if enforce_eager else backend, plan=plan,
+            strict=strict,
         )  # fmt: skip
+        self._in_use = Lock()
+        self._engine = None
+        if self.task == "generate":
+            kind = self.model.device.type
+            self._engine = engine.Engine(
+                self.model,
+                self.executor,
+                max_num_seqs=engine_options.num_seqs(kind),
+                max_num_batched_tokens=engine_options.max_num_batched_tokens,
+                feature_cache_bytes=engine_options.mm_feature_cache_bytes,
+                caches_prefixes=engine_options.enable_prefix_caching,
+                overlaps=engine_options.overlaps(kind),
+            )
 
     @property
     def compiles(self) -> Compiles:
@@ -164,16 +176,16 @@ class LLM:
             else:
                 request = Request(
                     number=number, num_tokens=len(made.expanded.token_ids), load=partial(_load, self.model, made),
-                    params=param, arrival=arrival, prompt=made.prompt, taps=names,
+                    params=param, arrival=arrival, prompt=made.prompt, taps=names, is_ready=not (made.images or made.videos),
                 )  # fmt: skip
                 requests.append(request)
-        outputs = engine.run(
-            self.model, requests, max_num_seqs=self.max_num_seqs, executor=self.executor, on_text=on_text or _ignore
-        )
-        for output in tqdm(
-            outputs, total=len(requests), desc="generate", unit="prompt", disable=not use_tqdm or len(items) < 2
-        ):
-            results[int(output.request_id)] = output
+        assert self._engine is not None
+        with self._alone():
+            outputs = engine.drain(self._engine, requests, on_text or _ignore)
+            for output in tqdm(
+                outputs, total=len(requests), desc="generate", unit="prompt", disable=not use_tqdm or len(items) < 2
+            ):
+                results[int(output.request_id)] = output
         done = [r for r in results if r is not None]
         failure_of_one = done[0].error if is_single else None
         if failure_of_one is not None:
@@ -293,6 +305,18 @@ class LLM:
             output = EmbeddingOutput(embedding=vector.tolist())
             results[number] = EmbeddingRequestOutput(str(number), output, inputs.token_ids)
         return [results[number] for number in range(len(items))]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One caller at a time. Raises InvalidRequest."""
+        if not self._in_use.acquire(blocking=False):
+            raise InvalidRequest(
+                "prompts", "the LLM is answering another call; pass all prompts in one call, or wait for that one."
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
 
     def _check_task(self, needed: str, verbs: str) -> None:
         if self.task != needed:

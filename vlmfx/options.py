@@ -8,13 +8,14 @@ from typing import Any
 
 from vlmfx import checkpoint
 from vlmfx.checkpoint import Model
+from vlmfx.engine.options import NAMES
 from vlmfx.errors import InvalidRequest, shown
 from vlmfx.processing.prompt import Processor, with_options
 
 MEDIA_OPTIONS = {"allowed_local_media_path", "allowed_media_domains", "private_media_hosts"}
 LOADING_OPTIONS = {"max_model_len", "chat_template", "revision", "hf_token"}
 NOT_COUNTED = {
-    "dtype", "device", "task", "trust_remote_code", "max_num_seqs", "backend", "plan", "strict", "enforce_eager",
+    "dtype", "device", "task", "trust_remote_code", "backend", "plan", "strict", "enforce_eager", *NAMES,
 }  # fmt: skip
 # Arguments of vLLM's that are known and not to be had yet, with the one value that asks for nothing.
 NOT_YET = {
@@ -25,8 +26,8 @@ NOT_YET = {
 }
 # Arguments of vLLM's that would change no answer: there is nothing here yet that they could act on.
 NO_EFFECT = {
-    "gpu_memory_utilization", "swap_space", "cpu_offload_gb", "kv_cache_dtype", "block_size", "enable_prefix_caching",
-    "max_seq_len_to_capture", "disable_custom_all_reduce", "max_num_batched_tokens", "enable_chunked_prefill",
+    "swap_space", "cpu_offload_gb", "kv_cache_dtype", "block_size", "max_seq_len_to_capture", "disable_custom_all_reduce",
+    "enable_chunked_prefill",
     "disable_mm_preprocessor_cache", "disable_log_stats", "distributed_executor_backend",
 }  # fmt: skip
 

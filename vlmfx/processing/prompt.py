@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmfx.errors import InvalidRequest, shown
+from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.processing import video
 from vlmfx.processing.conversation import KEYS as CHAT_KEYS
 from vlmfx.processing.conversation import render as render_conversation
@@ -122,6 +123,15 @@ def complete(processor: Processor, made: Plan) -> ModelInputs:
         media=tuple(MediaItem(num_rows=n, vision=v) for n, v in zip(rows, vision, strict=True)) if vision else (),
         embeds=made.embeds,
     )
+
+
+def example_vision(processor: Processor) -> VisionInputs:
+    """What encode is given for a small picture."""
+    mark = processor.functions.PLACEHOLDERS["image"].format(number=1)
+    prompt = {"prompt": mark, "multi_modal_data": {"image": Image.new("RGB", (56, 56))}}
+    vision = prepare(processor, prompt).vision
+    assert vision is not None
+    return vision
 
 
 def count_tokens(processor: Processor, prompt: Any) -> int:

@@ -1,0 +1,81 @@
+"""How large the KV cache is: what a step needs is measured first, and the cache gets what is left."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+
+from vlmfx.checkpoint import Model
+from vlmfx.compile.buckets import Plan
+from vlmfx.compile.executor import EagerExecutor
+from vlmfx.compile.inputs import bucket_inputs
+from vlmfx.compile.layout import BLOCK_SIZE, CacheLayout, bytes_per_token
+from vlmfx.engine.options import EngineOptions
+from vlmfx.errors import DeviceError
+from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.processing.prompt import example_vision
+
+log = logging.getLogger("vlmfx")
+DEFAULT_BYTES = 4 << 30  # where there is no GPU
+SLACK = 512 << 20  # of a GPU, for what no measurement sees: kernels, libraries, fragments
+
+
+def cache_layout(model: Model, options: EngineOptions, plan: Plan | None) -> CacheLayout:
+    """The layout of the cache that there is room for. plan: whose largest steps run beside it. Raises DeviceError."""
+    block_bytes = bytes_per_token(model.config.text, model.dtype) * BLOCK_SIZE
+    most = CacheLayout.of(options.num_seqs(model.device.type), model.max_model_len)
+    if options.kv_cache_memory_bytes is not None:
+        room = options.kv_cache_memory_bytes
+    elif model.device.type == "cuda":
+        room = _room_on_gpu(model, options.gpu_memory_utilization, plan)
+    else:
+        room = DEFAULT_BYTES
+    num_blocks = min(most.num_blocks, room // block_bytes)
+    if num_blocks < 1:
+        raise DeviceError(
+            f"the KV cache has {max(room, 0) >> 20} MiB, less than one block of {block_bytes >> 10} KiB; raise gpu_memory_utilization or "
+            "kv_cache_memory_bytes, or choose a smaller model or plan."
+        )
+    layout = replace(most, num_blocks=num_blocks)
+    tokens = num_blocks * BLOCK_SIZE
+    log.info(
+        "the KV cache holds %d tokens in %d MiB, %.1f of the longest sequences (%d tokens); %d MiB for encoded images hold %d rows",
+        tokens, num_blocks * block_bytes >> 20, tokens / model.max_model_len, model.max_model_len,
+        options.mm_feature_cache_bytes >> 20,
+        options.mm_feature_cache_bytes // (model.program_set.row_size * model.dtype.itemsize),
+    )  # fmt: skip
+    return layout
+
+
+def _room_on_gpu(model: Model, share: float, plan: Plan | None) -> int:
+    """Bytes of a GPU that are left of a share of it, beside what is there and the largest step of a plan."""
+    peak = 0 if plan is None else step_bytes(model, plan)
+    free, total = torch.cuda.mem_get_info(model.device)
+    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return int(share * total) - (total - free) - peak - SLACK
+
+
+@torch.no_grad()
+def step_bytes(model: Model, plan: Plan) -> int:
+    """What the largest encode, and the largest prefill, take on a GPU beside the weights: the larger of the two, by running both."""
+    programs, device = model.program_set, model.device
+    layout = CacheLayout.of(1, model.max_model_len)
+    eager = EagerExecutor(programs, model.params, layout=replace(layout, num_blocks=1))
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    for name in ("encode", "prefill", "pool"):
+        if plan.rungs(name):
+            size = plan.rungs(name)[-1]
+            inputs = bucket_inputs(
+                programs, name, size, plan=plan, layout=layout, example=example_vision(model.processor)
+            )
+            if isinstance(inputs, VisionInputs):
+                eager.encode(inputs)
+            elif name == "pool":
+                eager.pool(inputs)
+            else:
+                eager.step(inputs, eager.cache)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
