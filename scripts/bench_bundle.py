@@ -18,7 +18,7 @@ from bench_cpu import matmuls
 
 import vlmfx
 from vlmfx import hub
-from vlmfx.compile.executor import Executor
+from vlmfx.compile.executor import EagerExecutor, Executor
 from vlmfx.engine import runner
 
 START = """
@@ -41,9 +41,11 @@ def start_s(model: str | None) -> float:
 
 def decode_step(model: vlmfx.Model, executor: Executor, batch: int, context: int) -> Callable[[], object]:
     """One step of `batch` sequences of so many tokens, as the engine runs it."""
-    cache = executor.cache(batch, context + 1)
-    ids, lens = torch.arange(7, 7 + batch), [context] * batch
-    return lambda: runner.decode(model, ids, [context - 1] * batch, lens, [context] * batch, cache, executor=executor)
+    assert executor.layout is not None
+    most, ids = executor.layout.max_blocks, torch.arange(7, 7 + batch)
+    blocks = [list(range(row * most, (row + 1) * most)) for row in range(batch)]
+    rows = [runner.Row(position=context - 1, context_len=context, blocks=b, max_len=context) for b in blocks]
+    return lambda: runner.decode(model, ids, rows, executor.cache, None, executor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     llm = vlmfx.LLM(args.bundle, strict=True)
     model = llm.model
     floor = matmuls(model, args.batch)
+    as_it_is = EagerExecutor(model.program_set, model.params, layout=llm.executor.layout)
     sides: dict[str, Callable[[], object]] = {
-        "as it is": decode_step(model, model.executor, args.batch, args.context),
+        "as it is": decode_step(model, as_it_is, args.batch, args.context),
         "bundle": decode_step(model, llm.executor, args.batch, args.context),
         "matrix products": floor,
     }

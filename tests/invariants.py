@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from tests import rows
 from vlmfx.checkpoint import Model
 from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import EagerExecutor, Executor, PlannedExecutor
@@ -99,12 +100,11 @@ def plan_with_slack(model: Model, requests: Sequence[ModelInputs], slack: int) -
     )
 
 
-def planned(model: Model, requests: Sequence[ModelInputs], slack: int, length: int, is_paged: bool) -> Executor:
-    """The functions themselves behind buckets with this slack, over one block a sequence, or over a paged cache."""
-    plan = plan_with_slack(model, requests, slack)
-    if not is_paged:
-        return EagerExecutor(model.program_set, model.params, plan)
-    layout = CacheLayout.of(len(requests) + slack, length)
+def planned(model: Model, requests: Sequence[ModelInputs], slack: int, length: int, is_eager: bool) -> Executor:
+    """The functions themselves behind buckets with this slack, by either executor."""
+    plan, layout = plan_with_slack(model, requests, slack), CacheLayout.of(len(requests) + slack, length)
+    if is_eager:
+        return EagerExecutor(model.program_set, model.params, plan, layout)
     return PlannedExecutor(
         model.program_set, model.params, plan=plan, layout=layout, make=uncompiled, strict=True, chains_sampling=True
     )
@@ -117,18 +117,19 @@ def uncompiled(name: str, size: int, fn: Any, bound: Any, inputs: Any) -> Any:
 
 @torch.no_grad()
 def greedy_through_cache(
-    model: Model, requests: Sequence[ModelInputs], n: int, *, slack: int | None = None, is_paged: bool = False
+    model: Model, requests: Sequence[ModelInputs], n: int, *, slack: int | None = None, is_eager: bool = True
 ) -> list[list[int]]:
     """n greedy ids of each request, from the runner's programs alone, padded to buckets with this slack; None: not padded."""
     max_lens = [len(r.token_ids) + n for r in requests]
-    executor = model.executor if slack is None else planned(model, requests, slack, max(max_lens), is_paged)
-    cache = executor.cache(len(requests) + (slack or 0), max(max_lens))
-    ids, _ = runner.prefill(model, requests, max_lens, cache, 0, executor=executor)
+    executor: Executor = rows.paged(model, len(requests), max(max_lens))
+    if slack is not None:
+        executor = planned(model, requests, slack, max(max_lens), is_eager)
+    ids, _ = rows.prefill(model, requests, max_lens, executor)
     steps = [ids]
     for step in range(1, n):
         positions = [r.next_position + step - 1 for r in requests]
         lens = [len(r.token_ids) + step for r in requests]
-        ids, _ = runner.decode(model, ids, positions, lens, max_lens, cache, executor=executor)
+        ids, _ = rows.decode(model, ids, positions, lens, max_lens, executor)
         steps.append(ids)
     return torch.stack(steps, 1).tolist()
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests import rows
 from tests.golden_cases import TINY, load_model
 from tests.pictures import about, picture
 from vlmfx.checkpoint import Model
 from vlmfx.compile import programs
 from vlmfx.compile.layered import LayeredStep
-from vlmfx.engine import runner
 from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sampler import state
 from vlmfx.processing.prompt import prepare
@@ -53,13 +53,13 @@ def calls(request: pytest.FixtureRequest) -> Calls:
         patch.setattr(programs, name, remembered)
     requests = [prepare(model.processor, about(model, picture(70, 40))), prepare(model.processor, "Some words")]
     params = [SamplingParams.greedy(), SamplingParams(temperature=1.0, top_p=0.9)]
-    cache, cpu = model.executor.cache(2, LENGTH), torch.device("cpu")
+    executor, cpu = rows.paged(model, 2, LENGTH), torch.device("cpu")
     lens = [len(r.token_ids) for r in requests]
     with torch.no_grad():
-        ids, _ = runner.prefill(model, requests, [LENGTH] * 2, cache, 0, state(params, [1, 2], lens, cpu))
+        ids, _ = rows.prefill(model, requests, [LENGTH] * 2, executor, state(params, [1, 2], lens, cpu))
         positions = [r.next_position for r in requests]
-        runner.decode(
-            model, ids, positions, [n + 1 for n in lens], [LENGTH] * 2, cache, state(params, [1, 2], lens, cpu)
+        rows.decode(
+            model, ids, positions, [n + 1 for n in lens], [LENGTH] * 2, executor, state(params, [1, 2], lens, cpu)
         )
     patch.undo()
     return Calls(model, found["encode"][0], found["step"][0], found["step"][1])

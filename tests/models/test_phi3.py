@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests import invariants
+from tests import invariants, rows
 from tests.golden_cases import load_model
 from tests.small_phi3_v import FOLDER
 from tests.versions import transformers_from
 from vlmfx import LLM, CheckpointError, SamplingParams
 from vlmfx.checkpoint import Model
-from vlmfx.engine import runner
 from vlmfx.models import phi3
 from vlmfx.models.rope import rope, row_factors
 from vlmfx.ops.rotary import rotary_table
@@ -116,7 +115,7 @@ def test_a_request_that_could_cross_has_the_long_logits_at_its_first_step():
     inputs = prepare(model.processor, {"prompt_token_ids": prompt(500)})
     following = reference_logits([*prompt(500), *prompt(100, seed=1)])[499], reference_logits(prompt(500))[-1]
     for max_len, expected in zip((ORIGINAL + 1, ORIGINAL), following, strict=True):
-        mine = runner.prefill(model, [inputs], [max_len], model.executor.cache(1, max_len), 0)[1][0]
+        mine = rows.prefill(model, [inputs], [max_len], rows.paged(model, 1, max_len))[1][0]
         torch.testing.assert_close(mine, expected, atol=5e-4, rtol=1e-4)
 
 
