@@ -197,7 +197,7 @@ def assert_equal_stages(
         x = f.merge(model.params, model.config, step.ids, step.features, step.feature_index)
         logits = invariants.prompt_logits(model, mine)
         made = torch.cat([rows for _, rows in theirs["vision"]]) if theirs["vision"] else None
-        from_theirs = invariants.prompt_logits(model, replace(mine, vision=None, embeds=made))
+        from_theirs = invariants.prompt_logits(model, replace(mine, media=(), embeds=made))
     torch.testing.assert_close(x, theirs["merged"], atol=1e-4, rtol=0)
     torch.testing.assert_close(from_theirs, theirs["logits"], atol=1e-4, rtol=1e-5)
     # From the pixels on, of noise: a tower of random weights makes 3e-5 of the last bit, and the decoder ten times as much.

@@ -502,9 +502,9 @@ def test_on_error_raise_comes_after_the_others_are_done(llm, model, family):
         llm.generate("x", on_error="ignore")
 
 
-def test_a_decode_step_that_fails_ends_those_in_it_alone(model, family, monkeypatch):
-    """As where the program of so many rows cannot be loaded: those that wait are answered."""
-    prompts, decode = mixed(model)[:3], runner.decode
+def test_a_decode_step_that_fails_is_tried_one_by_one(model, family, monkeypatch):
+    """As where the program of so many rows cannot be loaded."""
+    decode = runner.decode
 
     def fail(model: Any, ids: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if len(ids) == 2:
@@ -512,12 +512,29 @@ def test_a_decode_step_that_fails_ends_those_in_it_alone(model, family, monkeypa
         return decode(model, ids, *args)
 
     monkeypatch.setattr(runner, "decode", fail)
-    with pytest.warns(UserWarning, match="2 of 3 prompts failed"):
-        outputs = LLM(model, max_num_seqs=2).generate(prompts, greedy(), use_tqdm=False)
-    assert [o.error is None for o in outputs] == [False, False, True]
-    assert isinstance(outputs[0].error, InternalError)
-    assert "no such program" in str(outputs[0].error)
-    assert token_ids(outputs[2:]) == alone(family)[2:3]
+    outputs = LLM(model, max_num_seqs=2).generate(mixed(model), greedy(), use_tqdm=False)
+    assert token_ids(outputs) == alone(family)
+
+
+def test_a_text_that_cannot_be_decoded_fails_alone(model, family, monkeypatch):
+    prompts, decode = mixed(model), runner.decode
+    longest = max(len(prepare(model.processor, p).token_ids) for p in prompts) + NUM_TOKENS
+
+    def fail(model: Any, ids: torch.Tensor, rows: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if any(row.max_len == longest for row in rows):
+            raise RuntimeError("out of memory")
+        return decode(model, ids, rows, *args)
+
+    monkeypatch.setattr(runner, "decode", fail)
+    llm = LLM(model)
+    with pytest.warns(UserWarning, match=f"1 of {len(prompts)} prompts failed"):
+        outputs = llm.generate(prompts, greedy(), use_tqdm=False)
+    (bad,) = [i for i, o in enumerate(outputs) if o.error is not None]
+    assert isinstance(outputs[bad].error, InternalError)
+    assert "out of memory" in str(outputs[bad].error)
+    assert token_ids(outputs[:bad] + outputs[bad + 1 :]) == alone(family)[:bad] + alone(family)[bad + 1 :]
+    monkeypatch.undo()
+    assert token_ids(llm.generate(prompts, greedy(), use_tqdm=False)) == alone(family)
 
 
 @pytest.mark.parametrize(("option", "value"), [("plan", Plan(max_segments=1, max_seqs=1)), ("strict", True)])
@@ -709,8 +726,6 @@ def test_settings_of_the_model_are_checked_when_it_is_made(settings, field):
 @pytest.mark.parametrize(
     "name",
     [
-        "gpu_memory_utilization",
-        "max_num_batched_tokens",
         "swap_space",
         "disable_mm_preprocessor_cache",
     ],

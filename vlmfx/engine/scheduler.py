@@ -81,7 +81,8 @@ class Scheduler:
         if sequence.is_open:
             sequence.is_open = False
             held = self.running if sequence.is_running else self.waiting
-            held.remove(sequence)
+            if sequence in held:  # a fork may be in neither yet
+                held.remove(sequence)
             sequence.is_running = False
             self._release(sequence)
 
