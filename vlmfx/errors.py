@@ -4,6 +4,8 @@ VlmfxError
 ├── InvalidRequest      a prompt, image or parameter of one request; carries field, found, expected
 ├── BatchError          some requests of a batch failed; carries the outputs of all
 ├── InternalError       a request failed by a fault of ours
+├── DeadlineExceeded    a request that was not done in its time
+├── EngineFull          more requests wait than may, or none are taken any more
 ├── CheckpointError     a folder or hub id that cannot be loaded
 │   └── UnsupportedModel    its architecture is not one of ours
 ├── PlanError           a plan of compiled sizes that is not sound, or a step that it has no bucket for
@@ -80,6 +82,14 @@ class BatchError(VlmfxError):
 
 class InternalError(VlmfxError):
     """A request failed by a fault of ours, not of the request; `__cause__` is the exception."""
+
+
+class DeadlineExceeded(VlmfxError):
+    """A request was not done by its deadline."""
+
+
+class EngineFull(VlmfxError):
+    """An engine takes no more requests now."""
 
 
 class _Repr(reprlib.Repr):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,14 +20,15 @@ from vlmfx import checkpoint
 from vlmfx.checkpoint import Model
 from vlmfx.compile import buckets
 from vlmfx.compile.counter import CompileCounter, Compiles
-from vlmfx.engine import engine, pooler
-from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput, ScoringRequestOutput, score_of
+from vlmfx.engine import engine
+from vlmfx.engine.embedding import EmbeddingRequestOutput, ScoringRequestOutput, score_of
 from vlmfx.engine.executors import executor_for
 from vlmfx.engine.options import NAMES, EngineOptions
+from vlmfx.engine.pooler import check_dimensions
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.taps import checked
-from vlmfx.errors import BatchError, InvalidRequest, VlmfxError, as_vlmfx_error, shown
+from vlmfx.errors import BatchError, InvalidRequest, as_vlmfx_error, shown
 from vlmfx.options import check_others
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.limits import limits_of
@@ -41,6 +41,7 @@ NOT_PREPARED = "the prompt could not be prepared"
 
 OnError = Literal["return", "raise"]
 Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput, ScoringRequestOutput)
+Result = TypeVar("Result", RequestOutput, EmbeddingRequestOutput)
 
 
 class LLM:
@@ -119,18 +120,16 @@ class LLM:
             strict=strict,
         )  # fmt: skip
         self._in_use = Lock()
-        self._engine = None
-        if self.task == "generate":
-            kind = self.model.device.type
-            self._engine = engine.Engine(
-                self.model,
-                self.executor,
-                max_num_seqs=engine_options.num_seqs(kind),
-                max_num_batched_tokens=engine_options.max_num_batched_tokens,
-                feature_cache_bytes=engine_options.mm_feature_cache_bytes,
-                caches_prefixes=engine_options.enable_prefix_caching,
-                overlaps=engine_options.overlaps(kind),
-            )
+        kind = self.model.device.type
+        self.engine = engine.Engine(
+            self.model,
+            self.executor,
+            max_num_seqs=engine_options.num_seqs(kind),
+            max_num_batched_tokens=engine_options.max_num_batched_tokens,
+            feature_cache_bytes=engine_options.mm_feature_cache_bytes,
+            caches_prefixes=engine_options.enable_prefix_caching,
+            overlaps=engine_options.overlaps(kind),
+        )
 
     @property
     def compiles(self) -> Compiles:
@@ -164,29 +163,12 @@ class LLM:
         is_single = not isinstance(prompts, (list, tuple))
         items = [prompts] if is_single else list(prompts)
         params = _params_for(items, sampling_params)
-        results: list[RequestOutput | None] = [None] * len(items)
-        requests: list[Request] = []
         arrival = time.perf_counter()
-        for number, (item, param) in enumerate(zip(items, params, strict=True)):
-            try:
-                made = plan(self.model.processor, item)
-            except Exception as error:
-                failure = as_vlmfx_error(error, NOT_PREPARED)
-                results[number] = RequestOutput.failed(str(number), failure, prompt=_text_of(item))
-            else:
-                request = Request(
-                    number=number, num_tokens=len(made.expanded.token_ids), load=partial(_load, self.model, made),
-                    params=param, arrival=arrival, prompt=made.prompt, taps=names, is_ready=not (made.images or made.videos),
-                )  # fmt: skip
-                requests.append(request)
-        assert self._engine is not None
-        with self._alone():
-            outputs = engine.drain(self._engine, requests, on_text or _ignore)
-            for output in tqdm(
-                outputs, total=len(requests), desc="generate", unit="prompt", disable=not use_tqdm or len(items) < 2
-            ):
-                results[int(output.request_id)] = output
-        done = [r for r in results if r is not None]
+
+        def request(number: int, made: Plan) -> Request:
+            return self._request(number, made, params[number], arrival, taps=names)
+
+        done = self._run(items, request, RequestOutput, "generate", use_tqdm, on_text or _ignore)
         failure_of_one = done[0].error if is_single else None
         if failure_of_one is not None:
             raise failure_of_one from failure_of_one.__cause__
@@ -276,35 +258,54 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """The embedding of each item, or the error it failed by, which is raised where is_single."""
         self._check_task("embed", "embed and score")
-        results: dict[int, EmbeddingRequestOutput] = {}
-        waiting: deque[int] = deque()  # numbers of the prompts that the pooler has taken and not given back
+        check_dimensions(self.model, dimensions)
 
-        def prepared() -> Iterator[ModelInputs]:
-            for number, item in enumerate(items):
-                try:
-                    inputs = _load(self.model, plan(self.model.processor, item))
-                except Exception as error:
-                    failure = as_vlmfx_error(error, NOT_PREPARED)
-                    if is_single:
-                        raise failure from failure.__cause__
-                    results[number] = EmbeddingRequestOutput.failed(str(number), failure)
-                else:
-                    waiting.append(number)
-                    yield inputs
+        def request(number: int, made: Plan) -> Request:
+            return self._request(
+                number, made, SamplingParams.greedy(), time.perf_counter(), pools=True, dimensions=dimensions
+            )
 
-        vectors = pooler.run(self.model, prepared(), dimensions=dimensions, executor=self.executor)
-        for inputs, vector in tqdm(
-            vectors, total=len(items), desc="embed", unit="prompt", disable=not use_tqdm or len(items) < 2
-        ):
-            number = waiting.popleft()
-            if isinstance(vector, VlmfxError):
-                if is_single:
-                    raise vector from vector.__cause__
-                results[number] = EmbeddingRequestOutput.failed(str(number), vector)
-                continue
-            output = EmbeddingOutput(embedding=vector.tolist())
-            results[number] = EmbeddingRequestOutput(str(number), output, inputs.token_ids)
-        return [results[number] for number in range(len(items))]
+        outputs = self._run(items, request, EmbeddingRequestOutput, "embed", use_tqdm, _ignore)
+        if is_single and outputs[0].error is not None:
+            raise outputs[0].error from outputs[0].error.__cause__
+        return outputs
+
+    def _request(self, number: int, made: Plan, params: SamplingParams, arrival: float, **more: Any) -> Request:
+        return Request(
+            number=number, num_tokens=len(made.expanded.token_ids), load=partial(_load, self.model, made), params=params,
+            arrival=arrival, prompt=made.prompt, is_ready=not (made.images or made.videos), **more,
+        )  # fmt: skip
+
+    def request(self, number: int, prompt: Any, params: SamplingParams | None = None, **more: Any) -> Request:
+        """A prompt as `generate` takes one, as a request of the engine; more: its other fields. Raises InvalidRequest."""
+        made = plan(self.model.processor, as_prompt(prompt))
+        return self._request(number, made, params or SamplingParams.greedy(), time.perf_counter(), **more)
+
+    def _run(
+        self,
+        items: list[Any],
+        request: Callable[[int, Plan], Request],
+        kind: type[Result],
+        what: str,
+        use_tqdm: bool,
+        on_text: Callable[[int, str], None],
+    ) -> list[Result]:
+        """The output of each item, by the request that is made of its number and plan; of one that has no plan the error."""
+        results: list[Any] = [None] * len(items)
+        requests: list[Request] = []
+        for number, item in enumerate(items):
+            try:
+                requests.append(request(number, plan(self.model.processor, item)))
+            except Exception as error:
+                results[number] = failed = kind.failed(str(number), as_vlmfx_error(error, NOT_PREPARED))
+                if isinstance(failed, RequestOutput):
+                    failed.prompt = _text_of(item)
+        with self._alone():
+            outputs = engine.drain(self.engine, requests, on_text)
+            hidden = not use_tqdm or len(items) < 2
+            for output in tqdm(outputs, total=len(requests), desc=what, unit="prompt", disable=hidden):
+                results[int(output.request_id)] = output
+        return results
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

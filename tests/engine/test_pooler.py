@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,12 @@ from tests.golden_cases import EVERY, TINY, load_model
 from tests.pictures import mixed
 from vlmfx.checkpoint import Model
 from vlmfx.compile import executor
-from vlmfx.engine import pooler, runner
+from vlmfx.compile.executor import EagerExecutor
+from vlmfx.compile.layout import CacheLayout
+from vlmfx.engine import engine, pooler, runner
+from vlmfx.engine.embedding import EmbeddingRequestOutput
+from vlmfx.engine.request import SamplingParams
+from vlmfx.engine.sequence import Request
 from vlmfx.errors import InternalError
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.prompt import prepare
@@ -30,8 +36,19 @@ def prepared(model: Model) -> list[ModelInputs]:
     return [prepare(model.processor, item) for item in mixed(model)]
 
 
-def vectors(model: Model, requests: Any, **options: Any) -> torch.Tensor:
-    return torch.stack([v for _, v in pooler.run(model, requests, **options) if isinstance(v, torch.Tensor)])
+def run(model: Model, requests: Sequence[ModelInputs], max_tokens: int = 8192) -> list[EmbeddingRequestOutput]:
+    """The outputs of an engine, which takes so many tokens in a pass."""
+    programs = EagerExecutor(model.program_set, model.params, layout=CacheLayout.of(1, 16))
+    made = engine.Engine(model, programs, max_num_seqs=16, max_num_batched_tokens=max_tokens)
+    asked = [replace(Request.ready(i, r, SamplingParams.greedy(), 0.0), pools=True) for i, r in enumerate(requests)]
+    outputs: list[Any] = list(engine.drain(made, asked, lambda number, text: None))
+    assert [o.request_id for o in outputs] == [str(i) for i in range(len(requests))]
+    return outputs
+
+
+def vectors(model: Model, requests: Sequence[ModelInputs], max_tokens: int = 8192) -> torch.Tensor:
+    outputs = run(model, requests, max_tokens)
+    return torch.tensor([o.outputs.embedding for o in outputs if o.error is None])
 
 
 @pytest.mark.parametrize("kind", ["last", "mean", "cls"])
@@ -77,37 +94,22 @@ def test_passes_hold_so_many_tokens(monkeypatch, max_tokens, expected):
         return pack(requests, features)
 
     monkeypatch.setattr(runner, "pack", counted)
-    outputs = list(pooler.run(model, requests, max_tokens=max_tokens))
+    run(model, requests, max_tokens)
     assert passes == expected
-    assert [request for request, _ in outputs] == requests
-
-
-def test_requests_are_prepared_as_they_are_needed():
-    model = load_model(TINY["llava"])
-    taken = []
-
-    def requests():
-        for i in range(100):
-            taken.append(i)
-            yield prepare(model.processor, {"prompt_token_ids": [5 + i] * 4})
-
-    outputs = pooler.run(model, requests(), max_tokens=8)
-    next(outputs)
-    assert len(taken) == 3, "two for the first pass, and the one that did not fit"
-    assert sum(1 for _ in outputs) == 99
 
 
 def test_no_cache_is_made_and_no_gradient_kept(model, monkeypatch):
     monkeypatch.setattr(executor, "empty_cache", lambda *args, **kwargs: pytest.fail("a cache was allocated"))
     model = replace(model, params=torch.utils._pytree.tree_map(lambda t: t.clone().requires_grad_(), model.params))
-    for _, vector in pooler.run(model, prepared(model)[:2]):
+    for vector in pooler.vectors(model, prepared(model)[:2], [None, 3], model.executor):
         assert isinstance(vector, torch.Tensor)
         assert not vector.requires_grad
+    run(model, prepared(model)[:2])
     assert torch.is_grad_enabled()
 
 
 def test_nothing_in_nothing_out():
-    assert list(pooler.run(load_model(TINY["llava"]), [])) == []
+    assert run(load_model(TINY["llava"]), []) == []
 
 
 def test_a_pass_that_fails_for_one_request_fails_it_alone(model, monkeypatch):
@@ -121,9 +123,7 @@ def test_a_pass_that_fails_for_one_request_fails_it_alone(model, monkeypatch):
         return pool(model, batch, *args)
 
     monkeypatch.setattr(runner, "pool", fail)
-    found = [vector for _, vector in pooler.run(model, requests)]
-    assert isinstance(found[2], InternalError)
-    assert "out of memory" in str(found.pop(2))
-    torch.testing.assert_close(
-        torch.stack([v for v in found if isinstance(v, torch.Tensor)]), expected, atol=1e-6, rtol=0
-    )
+    found = run(model, requests)
+    assert isinstance(found[2].error, InternalError)
+    assert "out of memory" in str(found[2].error)
+    torch.testing.assert_close(vectors(model, requests), expected, atol=1e-6, rtol=0)

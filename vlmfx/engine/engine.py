@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -23,33 +24,41 @@ from vlmfx.compile.programs import Sampling
 from vlmfx.engine import runner
 from vlmfx.engine.block_manager import BlockManager
 from vlmfx.engine.completion import Completion
+from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput
 from vlmfx.engine.feature_cache import FeatureCache
 from vlmfx.engine.launched import Launched, Piece
+from vlmfx.engine.pooler import vectors
 from vlmfx.engine.prepared import Item, Prepared, prepared
-from vlmfx.engine.request import RequestMetrics, RequestOutput
+from vlmfx.engine.request import Logprob, RequestMetrics, RequestOutput
 from vlmfx.engine.sampler import state
 from vlmfx.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from vlmfx.engine.sequence import Request  # fmt: skip
 from vlmfx.engine.sequence import Sequence as Text
 from vlmfx.engine.taps import tap
-from vlmfx.errors import InvalidRequest, VlmfxError, as_vlmfx_error
+from vlmfx.errors import DeadlineExceeded, InvalidRequest, VlmfxError, as_vlmfx_error
 
 NOT_PREPARED = "the prompt could not be prepared"
 NOT_COMPUTED = "the request could not be computed"
 FEATURE_BYTES = 1 << 30
+POOL_AHEAD = 64  # prompts for vectors whose pixels may be in memory
 MAX_PATCHES = {"cpu": 4096}  # of a step's images, where no plan says; 16,384 elsewhere
 OnText = Callable[[int, str], None]  # (request number, its new text)
 One = TypeVar("One", Chunk, Text)
 
 
+Output = RequestOutput | EmbeddingRequestOutput
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Event:
-    """New text of a completion of a request; output is set with the last one, or where the request failed."""
+    """What is new in text `index` of a request; output is set with the last one, or where the request failed."""
 
     request: Request
     index: int = 0
     text: str = ""
-    output: RequestOutput | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[dict[int, Logprob], ...] = ()
+    output: Output | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -126,8 +135,10 @@ class Engine:
         self._new: list[tuple[tuple[int, int], Request]] = []  # a heap
         self._loading: dict[Future[Prepared], Request] = {}
         self._groups: dict[int, Group] = {}  # of those that have begun, by number
+        self._poolable: deque[tuple[Request, Prepared]] = deque()
         self._pending: Launched | None = None
         self._events: list[Event] = []
+        self._has_deadlines = False
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="vlmfx-load")
 
     @property
@@ -137,7 +148,12 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._new or self._loading or self._groups or self._pending or self._events)
+        return bool(self._new or self._loading or self._groups or self._poolable or self._pending or self._events)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have not begun."""
+        return len(self._new) + len(self._loading) + len(self._poolable) + len(self.scheduler.waiting)
 
     def max_len(self, request: Request) -> int:
         """The most tokens that its prompt and answer may have together."""
@@ -146,7 +162,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequest for a request that can never be served."""
-        if request.num_tokens >= self.capacity:
+        if not request.pools and request.num_tokens >= self.capacity:
             raise InvalidRequest(
                 "prompt",
                 f"it is {request.num_tokens} tokens long, but the cache holds {self.capacity} in all; shorten it, or give the cache more "
@@ -158,30 +174,52 @@ class Engine:
     def add(self, request: Request) -> None:
         """Take a request; what becomes of it comes out of `step`. Raises InvalidRequest."""
         self.check(request)
+        self._has_deadlines |= request.deadline is not None
         heappush(self._new, (request.order, request))
 
     def abort(self, number: int) -> None:
         """End a request, whose output comes out of the next step with what it has by then."""
         self._new = [entry for entry in self._new if entry[1].number != number]
         self._loading = {future: request for future, request in self._loading.items() if request.number != number}
+        self._poolable = deque(entry for entry in self._poolable if entry[0].number != number)
         group = self._groups.get(number)
         if group is not None:
             for text in group.texts:
                 if text.completion.end is None:
                     text.completion.cut()
-            self._finish(group, group.output())
+            self._finish(group, Event(request=group.request, output=group.output()))
+
+    def end(self, request: Request, error: VlmfxError) -> None:
+        """End a request by an error, which comes out of the next step."""
+        if request.number in self._groups:
+            self._fail(request, error)
+        else:
+            self.abort(request.number)
+            self._refuse(request, error)
+
+    def fail_all(self, error: VlmfxError) -> list[Event]:
+        """End every request by an error. What the cache holds is forgotten: nobody knows what a step that failed has written."""
+        self._pending = None
+        waiting = [*(request for _, request in self._new), *self._loading.values(), *(r for r, _ in self._poolable)]
+        for request in (*(group.request for group in self._groups.values()), *waiting):
+            self.end(request, error)
+        self.blocks.reset()
+        events, self._events = self._events, []
+        return events
 
     def close(self) -> None:
         """End all requests and the threads."""
         for number in [*self._groups]:
             self.abort(number)
-        self._new, self._loading, self._pending = [], {}, None
+        self._new, self._loading, self._pending, self._poolable = [], {}, None, deque()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @torch.no_grad()
-    def step(self) -> list[Event]:
-        """Compute one step, or wait for pixels where there is nothing else to do."""
+    def step(self, timeout: float | None = None) -> list[Event]:
+        """Compute one step, or where there is nothing else to do wait for pixels, no longer than timeout seconds."""
+        self._expire()
         self._load()
+        self._pool()
         plan = self.scheduler.schedule()
         before = self._pending
         if plan:
@@ -194,14 +232,18 @@ class Engine:
         if before is not None:
             self._collect(before)
         elif not plan and self._loading and not self._events:
-            wait(self._loading, return_when=FIRST_COMPLETED)
+            wait(self._loading, timeout, return_when=FIRST_COMPLETED)
         events, self._events = self._events, []
         return events
 
     def _load(self) -> None:
         """Have pixels made ready for as many requests as may run next, and begin those whose pixels are there."""
-        while self._new and len(self._loading) + len(self.scheduler.waiting) < self.limits.max_num_seqs:
-            _, request = heappop(self._new)
+        while self._new:
+            request = self._new[0][1]
+            num_ahead = len(self._loading) + (len(self._poolable) if request.pools else len(self.scheduler.waiting))
+            if num_ahead >= (POOL_AHEAD if request.pools else self.limits.max_num_seqs):
+                break
+            heappop(self._new)
             if request.is_ready:
                 future: Future[Prepared] = Future()
                 try:
@@ -227,7 +269,46 @@ class Engine:
             salt=request.salt,
         )
 
+    def _expire(self) -> None:
+        """End what is too late."""
+        if not self._has_deadlines:
+            return
+        now = time.perf_counter()
+        begun = [group.request for group in self._groups.values()]
+        not_begun = [*(r for _, r in self._new), *self._loading.values(), *(r for r, _ in self._poolable)]
+        for request in (*begun, *not_begun):
+            if request.deadline is not None and now > request.deadline:
+                error = DeadlineExceeded(
+                    "deadline: the request took longer than it may; ask for less, or allow more time."
+                )
+                self.end(request, error)
+
+    def _pool(self) -> None:
+        """The vectors of prompts that are ready, in one pass."""
+        batch: list[tuple[Request, Prepared]] = []
+        num_tokens = 0
+        while self._poolable and len(batch) < self.limits.max_prefill_seqs:
+            num_tokens += self._poolable[0][0].num_tokens
+            if batch and num_tokens > self.limits.max_num_batched_tokens:
+                break
+            batch.append(self._poolable.popleft())
+        if not batch:
+            return
+        inputs, dimensions = [made.inputs for _, made in batch], [request.dimensions for request, _ in batch]
+        found = vectors(self.model, inputs, dimensions, self.executor)
+        for (request, made), vector in zip(batch, found, strict=True):
+            if isinstance(vector, VlmfxError):
+                self._refuse(request, vector)
+                continue
+            embedding = EmbeddingOutput(embedding=vector.tolist())
+            output = EmbeddingRequestOutput(str(request.number), embedding, made.inputs.token_ids)
+            self.counters.num_finished += 1
+            self._events.append(Event(request=request, output=output))
+
     def _begin(self, request: Request, made: Prepared) -> None:
+        if request.pools:
+            self._poolable.append((request, made))
+            return
         max_len, n = self.max_len(request), 1
         tapped = tap(self.model, made.inputs, request.taps, max_len=max_len) if request.taps else None
         texts = [
@@ -387,30 +468,37 @@ class Engine:
             self.scheduler.publish(text)
             if text.completion.end is not None:
                 self.scheduler.finish(text)
-            if all(t.completion.end is not None for t in group.texts):
-                self._finish(group, group.output(), text.completion.index, shown)
-            elif shown:
-                self._events.append(Event(request=text.request, index=text.completion.index, text=shown))
+            output = group.output() if all(t.completion.end is not None for t in group.texts) else None
+            new = tuple(text.completion.logprobs[-1:]) if candidates is not None else ()
+            event = Event(
+                request=text.request,
+                index=text.completion.index,
+                text=shown,
+                token_ids=(token,),
+                logprobs=new,
+                output=output,
+            )
+            self._finish(group, event) if output is not None else self._events.append(event)
 
     def _fail(self, request: Request, error: VlmfxError) -> None:
         """End a request that has begun by an error."""
         group = self._groups.get(request.number)
         if group is not None:
             self.counters.num_failed += 1
-            self._finish(group, request.failed(error))
+            self._finish(group, Event(request=request, output=request.failed(error)))
 
     def _refuse(self, request: Request, error: VlmfxError) -> None:
         """End a request that has not begun by an error."""
         self.counters.num_failed += 1
         self._events.append(Event(request=request, output=request.failed(error)))
 
-    def _finish(self, group: Group, output: RequestOutput, index: int = 0, text: str = "") -> None:
+    def _finish(self, group: Group, event: Event) -> None:
         for one in group.texts:
             self.scheduler.finish(one)
             self.counters.num_preempted += one.num_preempted
         del self._groups[group.request.number]
         self.counters.num_finished += 1
-        self._events.append(Event(request=group.request, index=index, text=text, output=output))
+        self._events.append(event)
 
 
 def run(
@@ -422,7 +510,7 @@ def run(
     executor: Executor | None = None,
     on_text: OnText = lambda number, text: None,
 ) -> Iterator[RequestOutput]:
-    """The outputs of the requests as they finish, by an engine of their own; at most max_tokens of prompts are computed in a step.
+    """The outputs of requests for texts as they finish, by an engine of their own; at most max_tokens of prompts are computed in a step.
 
     executor: by default the functions as they are, with a cache that holds max_num_seqs of the longest request."""
     if not requests:
@@ -433,12 +521,14 @@ def run(
         executor = EagerExecutor(model.program_set, model.params, layout=layout)
     engine = Engine(model, executor, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens)
     try:
-        yield from drain(engine, requests, on_text)
+        for output in drain(engine, requests, on_text):
+            assert isinstance(output, RequestOutput), "requests for vectors go to an engine"
+            yield output
     finally:
         engine.close()
 
 
-def drain(engine: Engine, requests: Sequence[Request], on_text: OnText) -> Iterator[RequestOutput]:
+def drain(engine: Engine, requests: Sequence[Request], on_text: OnText) -> Iterator[Output]:
     """The outputs of requests as they finish, in an engine that has no others; one that cannot be served has its error in it.
 
     Where the caller stops, or on_text raises, those that are left are ended."""
@@ -467,12 +557,13 @@ def drain(engine: Engine, requests: Sequence[Request], on_text: OnText) -> Itera
 def _limits(model: Model, executor: Executor, max_num_seqs: int, max_tokens: int) -> Limits:
     """What was asked for, and no more than an executor's plan has room for."""
     plan = executor.plan
-    if plan is None or not plan.prefill:
+    rungs = () if plan is None else plan.prefill or plan.pool
+    if plan is None or not rungs:
         patches = MAX_PATCHES.get(model.device.type, 16384)
         return Limits(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens, max_patches=patches)
     return Limits(
         max_num_seqs=min(max_num_seqs, *plan.decode[-1:]),
-        max_num_batched_tokens=min(max_tokens, plan.prefill[-1]),
+        max_num_batched_tokens=min(max_tokens, rungs[-1]),
         max_prefill_seqs=plan.max_seqs,
         max_patches=plan.encode[-1] if plan.encode else 1,
         max_segments=plan.max_segments,

@@ -50,7 +50,7 @@ def executor_for(
             if given:
                 why = f'backend "eager" on {device.type} compiles nothing; choose another or leave it out.'
                 raise InvalidRequest(name, f"it was given, but {why}")
-        layout = cache_layout(model, options, None) if task == "generate" else None
+        layout = cache_layout(model, options, None) if task == "generate" else CacheLayout.of(1, model.max_model_len)
         return EagerExecutor(model.program_set, model.params, layout=layout)
     if not backend.startswith(device.type) and backend.endswith("_graph"):
         raise DeviceError(f'backend {backend} needs another device than "{device}"; use backend="auto".')

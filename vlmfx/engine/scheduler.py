@@ -22,8 +22,8 @@ from vlmfx.engine.sequence import Sequence
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one step: tokens of prompts and their sequences, patches and segments of images (one that is larger goes alone); and how many
-    sequences may run."""
+    """Of one step: tokens of prompts (in parts for texts, whole for vectors) and their sequences, patches and segments of images (one that
+    is larger goes alone); and how many sequences may run."""
 
     max_num_seqs: int
     max_num_batched_tokens: int

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmfx.engine.completion import Completion
+from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.prepared import Item, Prepared
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.errors import VlmfxError
@@ -23,7 +24,8 @@ class Request:
 
     number names it, and of those of one priority the smaller one goes first; lower priorities go first. arrival is when the user asked
     and deadline when it is too late, by time.perf_counter; prompt is its text, where it has one; taps names the values that its output
-    is to carry; only requests of one salt share what is cached."""
+    is to carry; only requests of one salt share what is cached. pools: whether a vector of so many dimensions (None: all) is wanted, and
+    no text."""
 
     number: int
     num_tokens: int
@@ -35,6 +37,8 @@ class Request:
     priority: int = 0
     salt: str = ""
     deadline: float | None = None
+    pools: bool = False
+    dimensions: int | None = None
     is_ready: bool = False  # whether load takes no time
     seed: int = field(default_factory=lambda: secrets.randbits(63))  # of draws, where params has none
 
@@ -59,8 +63,10 @@ class Request:
     def __lt__(self, other: Request) -> bool:
         return self.order < other.order
 
-    def failed(self, error: VlmfxError) -> RequestOutput:
+    def failed(self, error: VlmfxError) -> RequestOutput | EmbeddingRequestOutput:
         """The result of a request that could not be served."""
+        if self.pools:
+            return EmbeddingRequestOutput.failed(str(self.number), error)
         return RequestOutput.failed(str(self.number), error, prompt=self.prompt)
 
 
