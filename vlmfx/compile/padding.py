@@ -42,10 +42,12 @@ def pad_vision(inputs: VisionInputs, num_patches: int, num_segments: int, patch_
 
 
 def pad_prefill(inputs: Step, num_tokens: int, num_seqs: int, num_features: int) -> Step:
-    """A step of num_tokens packed tokens in num_seqs sequences, and num_features feature rows where there are any."""
+    """A step of num_tokens packed tokens in num_seqs sequences, which draw as many tokens, and of num_features feature rows where there are
+    any. Sequences and draws may be fewer by different numbers."""
     tokens, batch = num_tokens - len(inputs.ids), inputs.batch
     assert batch.cu_seqlens is not None, "prefill knows where sequences end"
     seqs = num_seqs + 1 - len(batch.cu_seqlens)
+    draws = num_seqs - len(inputs.last) if inputs.last is not None else seqs
 
     def by_sequence(values: Tensor | None, fill: int) -> Tensor | None:
         return None if values is None else _extended(values, seqs, fill)
@@ -62,8 +64,8 @@ def pad_prefill(inputs: Step, num_tokens: int, num_seqs: int, num_features: int)
         features=None
         if inputs.features is None
         else _extended(inputs.features, num_features - len(inputs.features), 0),
-        last=by_sequence(inputs.last, 0),
-        sampling=_pad_sampling(inputs.sampling, seqs),
+        last=None if inputs.last is None else _extended(inputs.last, draws, 0),
+        sampling=_pad_sampling(inputs.sampling, draws),
     )
 
 

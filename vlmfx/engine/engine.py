@@ -5,6 +5,7 @@ noticed a step late, whose token is dropped."""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -35,8 +36,9 @@ from vlmfx.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from vlmfx.engine.sequence import Request  # fmt: skip
 from vlmfx.engine.sequence import Sequence as Text
 from vlmfx.engine.taps import tap
-from vlmfx.errors import DeadlineExceeded, InvalidRequest, VlmfxError, as_vlmfx_error
+from vlmfx.errors import DeadlineExceeded, InvalidRequest, VlmfxError, as_vlmfx_error, reason_of
 
+log = logging.getLogger("vlmfx")
 NOT_PREPARED = "the prompt could not be prepared"
 NOT_COMPUTED = "the request could not be computed"
 FEATURE_BYTES = 1 << 30
@@ -350,7 +352,10 @@ class Engine:
         try:
             if items:
                 encode(items)
-        except Exception:
+        except Exception as error:
+            log.warning(
+                "%d images could not be encoded together (%s); each is encoded alone", len(items), reason_of(error)
+            )
             for item in items:
                 try:
                     encode([item])
@@ -370,6 +375,9 @@ class Engine:
             return [run(batch)]
         except Exception as error:
             if len(batch) > 1:
+                log.warning(
+                    "a step failed for %d texts (%s); it is run again for each alone", len(batch), reason_of(error)
+                )
                 return [piece for one in batch for piece in self._attempt([one], run)]
             one = batch[0]
             request = one.sequence.request if isinstance(one, Chunk) else one.request
