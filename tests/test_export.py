@@ -145,22 +145,6 @@ def test_what_is_beyond_the_plan_runs_uncompiled_or_is_refused(made):
     assert ids([outputs[1], outputs[3]]) == [expected[1], expected[3]]
 
 
-def test_a_call_within_a_call_is_refused_and_harms_nothing(made):
-    compiled, nested = vlmfx.LLM(str(made)), []
-    expected = ids(compiled.generate(prompts(), GREEDY, use_tqdm=False))
-
-    def on_text(number: int, text: str) -> None:
-        with pytest.raises(
-            PlanError, match=r"the LLM is answering already, and its programs have one cache; wait"
-        ) as caught:
-            compiled.generate("Some words", GREEDY)
-        nested.append(caught.value)
-
-    assert ids(compiled.generate(prompts(), GREEDY, use_tqdm=False, on_text=on_text)) == expected
-    assert nested
-    assert ids(compiled.generate(prompts(), GREEDY, use_tqdm=False)) == expected
-
-
 def test_an_export_goes_on_from_what_is_there(bundle, monkeypatch):
     """After an interrupt, and after another plan: what is there is used, what is not used any more goes."""
     before = json.loads((bundle / "bundle.json").read_text())
