@@ -63,6 +63,22 @@ class Sampling:
 
 @node()
 @dataclass(frozen=True, kw_only=True)
+class Adjustments:
+    """What changes the logits of each row before its next token is drawn; fields as `vlmfx.ops.adjust_logits` takes them."""
+
+    mask: Tensor | None
+    bias_ids: Tensor | None
+    bias: Tensor | None
+    history: Tensor | None
+    prompt_lens: Tensor | None
+    newest: Tensor | None
+    presence: Tensor | None
+    frequency: Tensor | None
+    repetition: Tensor | None
+
+
+@node()
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """The tensors of one prefill or decode step.
 
