@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmfx.engine.grammar import Grammar
 from vlmfx.engine.sampling_params import SamplingParams, check_vocab
 from vlmfx.engine.token_mask import Mask, every_token, forbid, mask_of
 from vlmfx.errors import InvalidRequest, shown
@@ -17,9 +18,10 @@ from vlmfx.processing.tokenizer import Tokenizer
 class TokenRules:
     """Which tokens may come next in one sequence, what is added to logits, and the tokens that penalties count.
 
-    Made once, at admission; `accept` each token that is drawn, in order, as long as the sequence goes on. Source of what they mean:
-    vllm-project/vllm: vllm/v1/sample/. Two differences: a bad word is forbidden both with and without a space before it, also where the
-    two have different numbers of tokens; and a mask that would leave no token gives up min_tokens first, and then raises.
+    Made once, at admission, with the grammar of params.structured_outputs at its start; `accept` each token that is drawn, in order, as
+    long as the sequence goes on. Source of what they mean: vllm-project/vllm: vllm/v1/sample/. Two differences: a bad word is forbidden
+    both with and without a space before it, also where the two have different numbers of tokens; and a mask that would leave no token
+    gives up min_tokens first, and then raises.
 
     Raises InvalidRequest for ids beyond the vocabulary, for a bad word without tokens, and, now or in `accept`, where the rules
     together leave no token."""
@@ -32,9 +34,11 @@ class TokenRules:
         tokenizer: Tokenizer,
         vocab_size: int,
         eos_token_ids: Collection[int],
+        grammar: Grammar | None = None,
     ) -> None:
         check_vocab(params, vocab_size)
-        self.params = params
+        assert (grammar is None) == (params.structured_outputs is None), "a form has a grammar, of a GrammarCompiler"
+        self.params, self._grammar = params, grammar
         words = list(_bad_words(params.bad_words or (), tokenizer))
         self._words = [ids for ids in words if len(ids) > 1]
         # What the tokens so far do not change.
@@ -53,15 +57,19 @@ class TokenRules:
         self.bias_ids = np.array([*(params.logit_bias or ())], np.int32)
         self.bias = np.array([*(params.logit_bias or {}).values()], np.float32)
         self._vocab_size = vocab_size
-        self._masks: dict[
-            bool, Mask | None
-        ] = {}  # by whether stops are forbidden; of the tokens so far, where they matter
+        # By whether stops are forbidden; where the tokens matter, of the tokens so far.
+        self._masks: dict[bool, Mask | None] = {}
         self.mask()
 
     @property
     def needs_host(self) -> bool:
         """Whether the next token can only be planned when the last one is known here, not on the device alone."""
-        return bool(self._words)
+        return bool(self._words) or self._grammar is not None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the answer has its form and cannot go on: nothing but EOS may come."""
+        return self._grammar is not None and self._grammar.is_finished
 
     @property
     def has_penalties(self) -> bool:
@@ -84,6 +92,8 @@ class TokenRules:
             self._history[end] = token_id
         self._answer.append(token_id)
         if self.needs_host:
+            if self._grammar is not None:
+                self._grammar.accept(token_id)
             self._masks.clear()
             self.mask()
 
@@ -101,16 +111,20 @@ class TokenRules:
         other = copy.copy(self)
         other._answer, other._masks = self._answer.copy(), self._masks.copy()
         other._history = None if self._history is None else self._history.copy()
+        other._grammar = None if self._grammar is None else self._grammar.copy()
         return other
 
     def _mask(self, forbids_stops: bool) -> Mask | None:
         ends = [last for *before, last in self._words if before == self._answer[len(self._answer) - len(before) :]]
-        if self._allowed is None and not ends and not forbids_stops:
+        if self._allowed is None and self._grammar is None and not ends and not forbids_stops:
             return None
-        mask = every_token(self._vocab_size) if self._allowed is None else self._allowed.copy()
+        mask = every_token(self._vocab_size) if self._grammar is None else self._grammar.mask()
+        if self._allowed is not None:
+            mask &= self._allowed
         forbid(mask, ends)
         if not mask.any():
-            names = [n for n in ("allowed_token_ids", "bad_words") if getattr(self.params, n)]
+            rules = ("allowed_token_ids", "bad_words", "structured_outputs")
+            names = [name for name in rules if getattr(self.params, name)]
             found = f"{' and '.join(names)} leave no token to draw as number {len(self._answer) + 1}"
             raise InvalidRequest(names[0], f"{found}; allow more tokens.")
         if forbids_stops:
