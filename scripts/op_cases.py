@@ -437,19 +437,6 @@ def _sample() -> list[Case]:
     ]
 
 
-def _penalize() -> list[Case]:
-    def case(rows: int, vocab: int, dtype: torch.dtype, is_timed: bool) -> Case:
-        def args(on: Make) -> Args:
-            counts = on.integers(0, 3, rows, vocab)
-            in_prompt = on.integers(0, 2, rows, vocab).bool()
-            factors = [on.uniform(*bounds, rows) for bounds in ((1.0, 1.3), (0.0, 0.5), (0.0, 0.5))]
-            return on.normal(rows, vocab, dtype=dtype), counts, in_prompt, *factors
-
-        return Case(f"{rows}×{vocab} {short(dtype)}", args, is_timed)
-
-    return [case(256, 152064, FP32, True), case(32, 152064, FP32, False), case(32, 32064, BF16, False)]
-
-
 def _adjust_logits() -> list[Case]:
     def case(rows: int, vocab: int, length: int, dtype: torch.dtype, is_timed: bool) -> Case:
         def args(on: Make) -> Args:
@@ -512,7 +499,6 @@ CASES: dict[str, list[Case]] = {
     "prefill_attention": _prefill_attention(),
     "paged_decode_attention": _paged_decode_attention(),
     "sample": _sample(),
-    "penalize": _penalize(),
     "adjust_logits": _adjust_logits(),
     "token_logprobs": _token_logprobs(),
 }
