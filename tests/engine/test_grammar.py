@@ -17,8 +17,12 @@ from hypothesis import strategies as st
 from tests.engine.test_token_mask import ids_of
 from tests.golden_cases import COMMITTED
 from tests.processing.test_tokenizer import metaspace
+from tests.strategies import normal
+from vlmfx.compile.programs import choose
 from vlmfx.engine import grammar as module
+from vlmfx.engine.adjustments import adjustments
 from vlmfx.engine.grammar import Grammar, GrammarCompiler
+from vlmfx.engine.sampler import state
 from vlmfx.engine.sampling_params import SamplingParams
 from vlmfx.engine.structured_outputs import MAX_CHARS, StructuredOutputsParams
 from vlmfx.engine.token_rules import TokenRules
@@ -227,6 +231,31 @@ def test_rules_that_together_leave_no_token():
             vocab_size=1000,
             eos_token_ids=[],
         )
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**31))
+def test_drawn_in_a_batch_with_others(seed):
+    """The answer is one of the choices and then EOS; its mate's answer does not change."""
+    choices, vocab = ["red", "green circle", "0.5"], len(TOKENIZERS[0]) + PADDING
+    free: list[list[int]] = []
+    for form in (StructuredOutputsParams(choice=choices), None):
+        rows = [rules(structured_outputs=form), rules()]
+        answers: list[list[int]] = [[], []]
+        for step in range(12):
+            logits = normal(seed % 2**30 + step, 2, vocab)
+            draw = state([r.params for r in rows], [seed, seed], [step] * 2, logits.device)
+            for r, answer, token in zip(
+                rows, answers, choose(logits, draw, adjustments(rows, vocab))[0].tolist(), strict=True
+            ):
+                r.accept(token)
+                answer.append(token)
+        free.append(answers[1])
+        if form is not None:
+            text = answers[0][: answers[0].index(eos(TOKENIZERS[0]))]
+            assert TOKENIZERS[0].decode(text) in choices
+            assert set(answers[0][len(text) :]) == {eos(TOKENIZERS[0])}
+    assert free[0] == free[1]
 
 
 # ---- compiling
