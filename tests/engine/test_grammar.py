@@ -90,7 +90,8 @@ def test_a_regex(compiler, tokenizer, regex, seed):
 @settings(max_examples=20)
 @given(
     choices=st.lists(
-        st.text(min_size=1, max_size=5) | st.sampled_from(["yes", "no", 'a"b', "\\", "\n", "ab", "a", "😀", "a b"]),
+        st.text(min_size=1, max_size=5)
+        | st.sampled_from(["yes", "no", 'a"b', "\\", "\n", "\x7f\\u007f", "ab", "a", "😀", "a b"]),
         min_size=1,
         max_size=5,
     ),
@@ -105,6 +106,19 @@ def test_a_choice(compiler, tokenizer, choices, seed):
         ids.append(token)
     text = tokenizer.decode(ids)  # which takes a space off the beginning, where pieces have one
     assert text in [*choices, *(choice.removeprefix(" ") for choice in choices)]
+
+
+def test_every_character_can_be_chosen():
+    characters = [chr(i) for i in range(0x300)] + list("\u2028\ufeff\uffff😀\U0010ffff")
+    for start in range(0, len(characters), 50):
+        choices = characters[start : start + 50]
+        grammar = COMPILERS[0].compile(StructuredOutputsParams(choice=choices))
+        for choice in choices:
+            answer = grammar.copy()
+            for token in TOKENIZERS[0].encode(choice, add_special_tokens=False):
+                assert token in ids_of(answer.mask())
+                answer.accept(token)
+            assert answer.is_complete
 
 
 SCHEMAS: list[dict[str, Any]] = [

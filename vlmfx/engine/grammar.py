@@ -155,7 +155,8 @@ def _source(form: StructuredOutputsParams) -> str:
         return LLMatcher.grammar_from_regex(form.text)
     if form.kind == "choice":
         # One terminal: as alternatives of a rule they would each be an item of the parser's row, of which there are 2000.
-        choices = [json.dumps(choice, ensure_ascii=False) for choice in form.choice or ()]
+        # A string of Lark is one of JSON, but DEL has to be escaped.
+        choices = [json.dumps(choice, ensure_ascii=False).replace("\x7f", "\\u007f") for choice in form.choice or ()]
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {' | '.join(choices)}")
     if not is_lark_syntax(form.text):
         if len(form.text) > MAX_GBNF_CHARS:
