@@ -38,7 +38,7 @@ class Make:
     def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.randint(low, high, shape, device=self.device, dtype=dtype)
 
-    def list(self, values: Sequence[int | float], dtype: torch.dtype = torch.int32) -> Tensor:
+    def list(self, values: Sequence[Any], dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.tensor(values, device=self.device, dtype=dtype)
 
     def cumulative(self, lengths: Sequence[int]) -> Tensor:
@@ -437,17 +437,28 @@ def _sample() -> list[Case]:
     ]
 
 
-def _penalize() -> list[Case]:
-    def case(rows: int, vocab: int, dtype: torch.dtype, is_timed: bool) -> Case:
+def _adjust_logits() -> list[Case]:
+    def case(rows: int, vocab: int, length: int, dtype: torch.dtype, is_timed: bool) -> Case:
         def args(on: Make) -> Args:
-            counts = on.integers(0, 3, rows, vocab)
-            in_prompt = on.integers(0, 2, rows, vocab).bool()
-            factors = [on.uniform(*bounds, rows) for bounds in ((1.0, 1.3), (0.0, 0.5), (0.0, 0.5))]
-            return on.normal(rows, vocab, dtype=dtype), counts, in_prompt, *factors
+            mask = on.integers(-(2**31), 2**31 - 1, rows, -(-vocab // 32))
+            bias = on.list([list(range(16))] * rows), on.uniform(-1.0, 1.0, rows, 16)
+            history = on.integers(0, vocab, rows, length), on.list([length // 2] * rows)
+            newest = on.integers(0, vocab, rows, dtype=torch.int64)
+            factors = [on.uniform(*bounds, rows) for bounds in ((0.0, 0.5), (0.0, 0.5), (1.0, 1.3))]
+            return on.normal(rows, vocab, dtype=dtype), mask, *bias, *history, newest, *factors
 
-        return Case(f"{rows}×{vocab} {short(dtype)}", args, is_timed)
+        return Case(f"{rows}×{vocab}, {length} tokens so far, {short(dtype)}", args, is_timed)
 
-    return [case(256, 152064, FP32, True), case(32, 152064, FP32, False), case(32, 32064, BF16, False)]
+    def masked(on: Make) -> Args:
+        mask = on.integers(-(2**31), 2**31 - 1, 256, 4752)
+        return on.normal(256, 152064, dtype=FP32), mask, *[None] * 8
+
+    return [
+        case(256, 152064, 4096, FP32, True),
+        case(1, 152064, 32768, BF16, True),
+        Case("256×152064, a mask alone, fp32", masked, True),
+        case(32, 32064, 1024, BF16, False),
+    ]
 
 
 def _token_logprobs() -> list[Case]:
@@ -488,6 +499,6 @@ CASES: dict[str, list[Case]] = {
     "prefill_attention": _prefill_attention(),
     "paged_decode_attention": _paged_decode_attention(),
     "sample": _sample(),
-    "penalize": _penalize(),
+    "adjust_logits": _adjust_logits(),
     "token_logprobs": _token_logprobs(),
 }

@@ -9,6 +9,7 @@ tests=(tests --ignore tests/scripts --ignore tests/test_repository.py) # all but
 requirements=(
     torch==2.4.1 transformers==4.46.3 "numpy<2"
     tokenizers==0.20.3 "huggingface_hub<1" safetensors==0.5.3 pillow==11.3.0 av==16.1.0 jinja2==3.1.6 tqdm==4.70.1
+    llguidance==1.9.1
     pytest==8.4.2 hypothesis==6.168.5
 )
 

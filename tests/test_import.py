@@ -29,7 +29,12 @@ def in_a_new_interpreter(code: str) -> str:
 def test_importing_vlmfx_loads_no_large_package():
     loaded = set(json.loads(in_a_new_interpreter("import json, sys, vlmfx; print(json.dumps(list(sys.modules)))")))
     assert "vlmfx" in loaded
-    assert loaded & {"torch", "numpy", "transformers", "PIL"} == set()
+    assert loaded & {"torch", "numpy", "transformers", "PIL", "llguidance"} == set()
+
+
+def test_llguidance_comes_with_the_first_grammar():
+    code = "import sys, vlmfx.llm, vlmfx.engine.token_rules, vlmfx.engine.grammar; print('llguidance' in sys.modules)"
+    assert in_a_new_interpreter(code).strip() == "False"
 
 
 def test_version_is_that_of_pyproject():

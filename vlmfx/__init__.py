@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ScoringRequestOutput,
     )
     from vlmfx.engine.request import CompletionOutput, Logprob, RequestOutput, SamplingParams
+    from vlmfx.engine.structured_outputs import GuidedDecodingParams, StructuredOutputsParams
     from vlmfx.errors import BatchError, CheckpointError, CompileError, InvalidRequest, UnsupportedModel, VlmfxError
     from vlmfx.llm import LLM
     from vlmfx.offline import count_tokens, embed, generate
@@ -37,6 +38,8 @@ _HOME = {
     "Model": "vlmfx.checkpoint",
     "load": "vlmfx.checkpoint",
     "SamplingParams": "vlmfx.engine.request",
+    "StructuredOutputsParams": "vlmfx.engine.structured_outputs",
+    "GuidedDecodingParams": "vlmfx.engine.structured_outputs",
     "RequestOutput": "vlmfx.engine.request",
     "CompletionOutput": "vlmfx.engine.request",
     "Logprob": "vlmfx.engine.request",
@@ -63,6 +66,7 @@ __all__ = [
     "CompletionOutput",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
+    "GuidedDecodingParams",
     "InvalidRequest",
     "Logprob",
     "Model",
@@ -70,6 +74,7 @@ __all__ = [
     "SamplingParams",
     "ScoringOutput",
     "ScoringRequestOutput",
+    "StructuredOutputsParams",
     "UnsupportedModel",
     "VlmfxError",
     "__version__",

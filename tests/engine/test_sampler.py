@@ -206,6 +206,19 @@ def test_greedy_is_one_argmax_and_nothing_else():
     assert top_level == ["aten::argmax"]
 
 
+def test_answers_of_one_request_draw_apart():
+    """One seed, n sample indices: the draws of a sequence of its own each, and those of index 0 where none are given."""
+    row, n = torch.zeros(1000), 128
+    p = [SamplingParams()] * n
+    draw = state(p, [7] * n, [5] * n, row.device, range(n))
+    assert draw is not None
+    assert draw.position.tolist() == [[i, 5] for i in range(n)]
+    ids = op.sample(row.expand(n, -1), *vars(draw).values()).tolist()
+    assert ids == [int(uniform(7, i, 5) * 1000) for i in range(n)]
+    assert len(set(ids)) > 100
+    assert ids[0] == one(row, p[0], 7, 5)
+
+
 def test_no_rows():
     assert sample(torch.zeros(0, 5), [], [], []).shape == (0,)
     assert logprobs(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), []) == []

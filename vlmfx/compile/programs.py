@@ -18,6 +18,7 @@ from vlmfx.models import pooling
 from vlmfx.models.layers import Batch, Cache
 from vlmfx.models.pooling import Pooling
 from vlmfx.models.vision_inputs import VisionInputs
+from vlmfx.ops.adjust_logits import adjust_logits
 from vlmfx.ops.sample import sample
 from vlmfx.tree import Tree, node
 
@@ -63,6 +64,22 @@ class Sampling:
 
 @node()
 @dataclass(frozen=True, kw_only=True)
+class Adjustments:
+    """What changes the logits of each row before its next token is drawn; fields as `vlmfx.ops.adjust_logits` takes them."""
+
+    mask: Tensor | None
+    bias_ids: Tensor | None
+    bias: Tensor | None
+    history: Tensor | None
+    prompt_lens: Tensor | None
+    newest: Tensor | None
+    presence: Tensor | None
+    frequency: Tensor | None
+    repetition: Tensor | None
+
+
+@node()
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """The tensors of one prefill or decode step.
 
@@ -96,12 +113,15 @@ def step(functions: ModuleType, config: Any, params: Tree, cache: Cache, inputs:
     return choose(functions.logits(params, config, _hidden(functions, config, params, inputs, cache)), inputs.sampling)
 
 
-def choose(logits: Tensor, sampling: Sampling | None) -> tuple[Tensor, Tensor]:
-    """The next ids (rows,) int64 of logits (rows, vocab), and the logits."""
-    if sampling is None:
-        return logits.argmax(-1), logits
-    s = sampling
-    return sample(logits, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.position), logits
+def choose(logits: Tensor, sampling: Sampling | None, adjustments: Adjustments | None = None) -> tuple[Tensor, Tensor]:
+    """The next ids (rows,) int64 of logits (rows, vocab), and the logits, as they were: adjustments show only in the ids."""
+    a, s, adjusted = adjustments, sampling, logits
+    if a is not None:
+        said = a.history, a.prompt_lens, a.newest, a.presence, a.frequency, a.repetition
+        adjusted = adjust_logits(logits, a.mask, a.bias_ids, a.bias, *said)
+    if s is None:
+        return adjusted.argmax(-1), logits
+    return sample(adjusted, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.position), logits
 
 
 def pool(functions: ModuleType, config: Any, kind: Pooling, params: Tree, inputs: Step) -> Tensor:

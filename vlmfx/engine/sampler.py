@@ -18,12 +18,16 @@ _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32
 
 
 def state(
-    params: Sequence[SamplingParams], seeds: Sequence[int], positions: Sequence[int], device: torch.device
+    params: Sequence[SamplingParams],
+    seeds: Sequence[int],
+    positions: Sequence[int],
+    device: torch.device,
+    sample_indices: Sequence[int] | None = None,
 ) -> Sampling | None:
     """What `vlmfx.ops.sample` draws the rows' next tokens by, None where all are greedy.
 
-    positions[i] is the index of the drawn token in its sequence; it and seeds[i] (64 bits) key the draw. Temperature, top_p and
-    min_p are rounded to float32."""
+    positions[i] is the index of the drawn token in its sequence, sample_indices[i] (32 bits) which of the n answers of its request the
+    sequence is, by default the first, 0; with seeds[i] (64 bits) they key the draw. Temperature, top_p and min_p are rounded to float32."""
     if not any(p.temperature > 0 for p in params):
         return None
     # A temperature that float32 would round to 0 is not greedy: it draws among the best.
@@ -31,7 +35,8 @@ def state(
     # By way of numpy, which takes a third of the time that torch takes to read a list.
     floats = np.array([degrees, [p.top_p for p in params], [p.min_p for p in params]], np.float32)
     top_k = np.array([min(p.top_k, MAX_VOCAB) for p in params], np.int32)
-    keys = np.array([[_signed(s), 0, _signed(i)] for s, i in zip(seeds, positions, strict=True)], np.int64)
+    samples = [0] * len(params) if sample_indices is None else sample_indices
+    keys = np.array([[_signed(s), j, _signed(i)] for s, j, i in zip(seeds, samples, positions, strict=True)], np.int64)
     temperature, top_p, min_p = torch.from_numpy(floats).to(device).unbind()
     key = torch.from_numpy(keys).to(device)
     return Sampling(

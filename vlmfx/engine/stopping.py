@@ -2,7 +2,8 @@
 
 Semantics follow vllm-project/vllm: vllm/v1/core/sched/utils.py: check_stop (tokens and lengths) and
 vllm/v1/engine/detokenizer.py (strings), with two differences: text is held back only while it is the beginning of a
-stop string, not always by the longest one's length; and min_tokens holds for EOS here too, since logits are not masked.
+stop string, not always by the longest one's length; and min_tokens holds for EOS here too, whether or not a mask
+(`vlmfx.engine.token_rules`) keeps it from being drawn: where no other token is left it is drawn, and ignored.
 """
 
 from __future__ import annotations
