@@ -273,7 +273,7 @@ class LLM:
     def _request(self, number: int, made: Plan, params: SamplingParams, arrival: float, **more: Any) -> Request:
         return Request(
             number=number, num_tokens=len(made.expanded.token_ids), load=partial(_load, self.model, made), params=params,
-            arrival=arrival, prompt=made.prompt, is_ready=not (made.images or made.videos), **more,
+            arrival=arrival, prompt=made.prompt, is_ready=not (made.images or made.videos or params.structured_outputs), **more,
         )  # fmt: skip
 
     def request(self, number: int, prompt: Any, params: SamplingParams | None = None, **more: Any) -> Request:

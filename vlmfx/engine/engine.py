@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Any, TypeVar
 
@@ -19,23 +19,27 @@ import torch
 from torch import Tensor
 
 from vlmfx.checkpoint import Model
-from vlmfx.compile.executor import EagerExecutor, Executor
+from vlmfx.compile.executor import EagerExecutor, Executor, moved
 from vlmfx.compile.layout import CacheLayout
-from vlmfx.compile.programs import Sampling
+from vlmfx.compile.programs import Adjustments, Sampling, choose
 from vlmfx.engine import runner
+from vlmfx.engine.adjustments import adjustments
 from vlmfx.engine.block_manager import BlockManager
 from vlmfx.engine.completion import Completion
 from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput
 from vlmfx.engine.feature_cache import FeatureCache
+from vlmfx.engine.grammar import GrammarCompiler
 from vlmfx.engine.launched import Launched, Piece
 from vlmfx.engine.pooler import vectors
 from vlmfx.engine.prepared import Item, Prepared, prepared
-from vlmfx.engine.request import Logprob, RequestMetrics, RequestOutput
+from vlmfx.engine.prompt_logprobs import prompt_logprobs
+from vlmfx.engine.request import Logprob, RequestMetrics, RequestOutput, SamplingParams
 from vlmfx.engine.sampler import state
 from vlmfx.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from vlmfx.engine.sequence import Request  # fmt: skip
 from vlmfx.engine.sequence import Sequence as Text
 from vlmfx.engine.taps import tap
+from vlmfx.engine.token_rules import TokenRules
 from vlmfx.errors import DeadlineExceeded, InvalidRequest, VlmfxError, as_vlmfx_error, reason_of
 
 log = logging.getLogger("vlmfx")
@@ -44,6 +48,7 @@ NOT_COMPUTED = "the request could not be computed"
 FEATURE_BYTES = 1 << 30
 POOL_AHEAD = 64  # prompts for vectors whose pixels may be in memory
 MAX_PATCHES = {"cpu": 4096}  # of a step's images, where no plan says; 16,384 elsewhere
+Loaded = tuple[Prepared, TokenRules | None]
 OnText = Callable[[int, str], None]  # (request number, its new text)
 One = TypeVar("One", Chunk, Text)
 
@@ -71,6 +76,7 @@ class Group:
     prepared: Prepared
     texts: list[Text]
     taps: dict[str, Tensor] | None
+    prompt_logprobs: list[dict[int, Logprob] | None] | None
     first_token_at: float | None = None
 
     def output(self) -> RequestOutput:
@@ -91,6 +97,7 @@ class Group:
             finished=all(t.completion.end is not None for t in self.texts),
             metrics=metrics,
             taps=self.taps,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 
@@ -135,12 +142,20 @@ class Engine:
         self.scheduler = Scheduler(self.blocks, self.features, self.limits, self.layout.block_size)
         self.counters = Counters()
         self._new: list[tuple[tuple[int, int], Request]] = []  # a heap
-        self._loading: dict[Future[Prepared], Request] = {}
+        self._loading: dict[Future[Loaded], Request] = {}
         self._groups: dict[int, Group] = {}  # of those that have begun, by number
         self._poolable: deque[tuple[Request, Prepared]] = deque()
         self._pending: Launched | None = None
         self._events: list[Event] = []
-        self._has_deadlines = False
+        self._has_deadlines = self._has_host_rows = False
+        tokenizer, self._vocab_size = model.processor.tokenizer, model.processor.vocab_size
+        self._vocabulary: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "vocab_size": self._vocab_size,
+            "eos_token_ids": model.eos_token_ids,
+        }
+        self._grammars = GrammarCompiler(tokenizer, self._vocab_size, model.eos_token_ids)
+        self._no_rules = TokenRules(SamplingParams(), [], **self._vocabulary)
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="vlmfx-load")
 
     @property
@@ -171,6 +186,13 @@ class Engine:
                 "memory (kv_cache_memory_bytes).",
                 found=request.num_tokens,
                 expected=self.capacity - 1,
+            )
+        if request.params.n > self.limits.max_num_seqs:
+            raise InvalidRequest(
+                "n",
+                f"it is {request.params.n}, but only {self.limits.max_num_seqs} texts are generated at once (max_num_seqs); ask for fewer.",
+                found=request.params.n,
+                expected=self.limits.max_num_seqs,
             )
 
     def add(self, request: Request) -> None:
@@ -222,6 +244,9 @@ class Engine:
         self._expire()
         self._load()
         self._pool()
+        if self._pending is not None and self._has_host_rows and any(map(_needs_host, self.scheduler.running)):
+            self._collect(self._pending)  # what may come next depends on it
+            self._pending = None
         plan = self.scheduler.schedule()
         before = self._pending
         if plan:
@@ -247,29 +272,30 @@ class Engine:
                 break
             heappop(self._new)
             if request.is_ready:
-                future: Future[Prepared] = Future()
+                future: Future[Loaded] = Future()
                 try:
-                    future.set_result(self._prepared(request))
+                    future.set_result(self._loaded(request))
                 except Exception as error:
                     future.set_exception(error)
             else:
-                future = self._threads.submit(self._prepared, request)
+                future = self._threads.submit(self._loaded, request)
             self._loading[future] = request
         for future in [future for future in self._loading if future.done()]:
             request = self._loading.pop(future)
             try:
-                self._begin(request, future.result())
+                self._begin(request, *future.result())
             except Exception as error:
                 self._refuse(request, as_vlmfx_error(error, NOT_PREPARED))
 
-    def _prepared(self, request: Request) -> Prepared:
-        return prepared(
-            self.model,
-            request.load(),
-            max_len=self.max_len(request),
-            block_size=self.layout.block_size,
-            salt=request.salt,
-        )
+    def _loaded(self, request: Request) -> Loaded:
+        """The inputs of a request, and the rules of its tokens where it has any."""
+        inputs, params, rules = request.load(), request.params, None
+        if params.has_rules and not request.pools:
+            form = params.structured_outputs
+            grammar = None if form is None else self._grammars.compile(form)
+            rules = TokenRules(params, inputs.token_ids, grammar=grammar, **self._vocabulary)
+        size = self.layout.block_size
+        return prepared(self.model, inputs, max_len=self.max_len(request), block_size=size, salt=request.salt), rules
 
     def _expire(self) -> None:
         """End what is too late."""
@@ -307,19 +333,32 @@ class Engine:
             self.counters.num_finished += 1
             self._events.append(Event(request=request, output=output))
 
-    def _begin(self, request: Request, made: Prepared) -> None:
+    def _begin(self, request: Request, made: Prepared, rules: TokenRules | None) -> None:
         if request.pools:
             self._poolable.append((request, made))
             return
-        max_len, n = self.max_len(request), 1
+        max_len, params = self.max_len(request), request.params
         tapped = tap(self.model, made.inputs, request.taps, max_len=max_len) if request.taps else None
+        num = params.prompt_logprobs
         texts = [
-            Text(request, made, Completion(self.model, request.params, index, max_len - request.num_tokens), max_len)
-            for index in range(n)
+            Text(
+                request,
+                made,
+                Completion(self.model, params, index, max_len - request.num_tokens),
+                max_len,
+                rules if rules is None or index == 0 else rules.copy(),
+            )
+            for index in range(params.n)
         ]
         texts[0].forks = texts[1:]
-        taps = None if tapped is None else {name: value.cpu() for name, value in tapped.items()}
-        self._groups[request.number] = Group(request=request, prepared=made, texts=texts, taps=taps)
+        self._has_host_rows |= _needs_host(texts[0])
+        self._groups[request.number] = Group(
+            request=request,
+            prepared=made,
+            texts=texts,
+            taps=None if tapped is None else {name: value.cpu() for name, value in tapped.items()},
+            prompt_logprobs=None if num is None else prompt_logprobs(self.model, made.inputs, num, max_len=max_len),
+        )
         self.scheduler.add(texts[0])
 
     def _launch(self, plan: StepPlan) -> Launched:
@@ -400,7 +439,10 @@ class Engine:
         ]
         # What forks draw first is of the prompt's length, as what the first text draws.
         sampling = _sampling(draws, [c.end for c in chunks for _ in c.draws])
-        ids, logits = runner.prefill(self.model, parts, self.executor.cache, sampling, self.executor)
+        rules = self._rules(draws)
+        ids, logits = runner.prefill(self.model, parts, self.executor.cache, None if rules else sampling, self.executor)
+        if rules is not None:
+            ids, logits = self._choose(logits, sampling, adjustments(rules, self._vocab_size))
         return Piece(draws, ids, logits)
 
     def _features(self, chunk: Chunk) -> dict[str, Any]:
@@ -437,10 +479,28 @@ class Engine:
             )
             for t, n in zip(texts, lens, strict=True)
         ]
+        newest, sampling, rules = self._newest(texts), _sampling(texts, lens), self._rules(texts)
         ids, logits = runner.decode(
-            self.model, self._newest(texts), rows, self.executor.cache, _sampling(texts, lens), self.executor
+            self.model, newest, rows, self.executor.cache, None if rules else sampling, self.executor
         )
+        if rules is not None:
+            ahead = [t.num_in_flight > 1 for t in texts]
+            found = adjustments(rules, self._vocab_size, ahead)
+            if found is not None and found.newest is not None:
+                on_device = moved(torch.tensor(ahead), self.model.device)
+                found = replace(found, newest=torch.where(on_device, newest, -1))
+            ids, logits = self._choose(logits, sampling, found)
         return Piece(list(texts), ids, logits)
+
+    def _rules(self, texts: Sequence[Text]) -> list[TokenRules] | None:
+        """Those of each text, None where none has any: the program then draws by itself."""
+        if all(t.rules is None for t in texts):
+            return None
+        return [t.rules or self._no_rules for t in texts]
+
+    def _choose(self, logits: Tensor, sampling: Sampling | None, found: Adjustments | None) -> tuple[Tensor, Tensor]:
+        device = self.model.device
+        return choose(logits, moved(sampling, device), moved(found, device))
 
     def _newest(self, texts: Sequence[Text]) -> Tensor:
         """The newest token of each (n,), on the device: of those that are in flight what the last step drew."""
@@ -476,6 +536,12 @@ class Engine:
             self.scheduler.publish(text)
             if text.completion.end is not None:
                 self.scheduler.finish(text)
+            elif text.rules is not None:
+                try:
+                    text.rules.accept(token)
+                except Exception as error:
+                    self._fail(text.request, as_vlmfx_error(error, NOT_COMPUTED))
+                    continue
             output = group.output() if all(t.completion.end is not None for t in group.texts) else None
             new = tuple(text.completion.logprobs[-1:]) if candidates is not None else ()
             event = Event(
@@ -580,4 +646,9 @@ def _limits(model: Model, executor: Executor, max_num_seqs: int, max_tokens: int
 
 def _sampling(texts: Sequence[Text], places: Sequence[int]) -> Sampling | None:
     """How the token at each text's place is drawn, on the host."""
-    return state([t.request.params for t in texts], [t.seed for t in texts], places, torch.device("cpu"))
+    params, seeds = [t.request.params for t in texts], [t.seed for t in texts]
+    return state(params, seeds, places, torch.device("cpu"), [t.completion.index for t in texts])
+
+
+def _needs_host(text: Text) -> bool:
+    return text.rules is not None and text.rules.needs_host

@@ -129,6 +129,13 @@ class SamplingParams:
                 refuse("guided_decoding", guided_decoding, "no second form", "leave it out beside structured_outputs")
             object.__setattr__(self, "structured_outputs", guided_decoding)
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether anything but temperature and filters decides the next token."""
+        given = (self.logit_bias, self.bad_words, self.allowed_token_ids, self.structured_outputs, self.min_tokens)
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
+        return any(given) or any(penalties)
+
     @classmethod
     def greedy(cls, **overrides: Any) -> SamplingParams:
         """What `sampling_params=None` means: temperature 0, to EOS or min(512, rest of the context)."""

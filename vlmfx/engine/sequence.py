@@ -14,6 +14,7 @@ from vlmfx.engine.completion import Completion
 from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.prepared import Item, Prepared
 from vlmfx.engine.request import RequestOutput, SamplingParams
+from vlmfx.engine.token_rules import TokenRules
 from vlmfx.errors import VlmfxError
 from vlmfx.processing.inputs import ModelInputs
 
@@ -75,10 +76,18 @@ class Sequence:
 
     num_computed: its tokens whose keys and values are in the cache, or will be when the steps that are launched are done.
     num_in_flight: tokens that launched steps draw and nobody has read yet, at most 2. blocks: of the cache, in order, int32.
-    is_running: whether it has blocks; is_open: whether it has neither ended nor failed."""
+    rules: of its tokens, None where there are none. is_running: whether it has blocks; is_open: whether it has neither ended nor failed."""
 
-    def __init__(self, request: Request, prepared: Prepared, completion: Completion, max_len: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        prepared: Prepared,
+        completion: Completion,
+        max_len: int,
+        rules: TokenRules | None = None,
+    ) -> None:
         self.request, self.prepared, self.completion, self.max_len = request, prepared, completion, max_len
+        self.rules = rules
         self.num_prompt = len(prepared.inputs.token_ids)
         self.num_computed = 0
         self.num_in_flight = 0
