@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this mach
 
 CASES = [pytest.param(case, id=case.name) for case in [*golden_cases.find(COMMITTED), *golden_cases.find(SHARED)]]
 PICTURE = Path(vlmfx.__file__).parent / "assets" / "demo.png"
+HAS_GRAMMARS = importlib.util.find_spec("llguidance") is not None
+FORM = vlmfx.StructuredOutputsParams(regex="(red|green|blue) [0-9]{3}") if HAS_GRAMMARS else None
 QUESTIONS = ["What colour is the star?", "How many objects are there?", "Describe the picture."]
 
 
@@ -82,3 +85,30 @@ def test_the_same_seed_gives_the_same_tokens_in_any_batch():
     (alone,) = llm.generate("Name a colour.", params)
     batch = llm.generate(["One.", "Name a colour.", "Two things."], [other, params, other], use_tqdm=False)
     assert batch[1].outputs[0].token_ids == alone.outputs[0].token_ids
+
+
+def test_all_that_a_request_may_ask_for_at_once_is_what_the_functions_give():
+    """Captured and overlapping, in small steps, with texts that share blocks, penalties, masks and forms, beside plain ones."""
+    image = Image.open(PICTURE)
+    asked = [
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": q}]}]}
+        for q in QUESTIONS
+    ] * 2
+    drawn = vlmfx.SamplingParams(temperature=1.0, seed=5, max_tokens=20, ignore_eos=True)
+    params = [
+        replace(drawn, n=3),
+        vlmfx.SamplingParams.greedy(max_tokens=20, ignore_eos=True),
+        replace(drawn, repetition_penalty=1.4, presence_penalty=0.5, min_tokens=9, ignore_eos=False),
+        replace(drawn, structured_outputs=FORM),
+        replace(drawn, logit_bias={40: 3.0}, bad_words=["the", "a star"], n=2),
+        replace(drawn, top_k=20, top_p=0.9, logprobs=3),
+    ]
+    found = []
+    for options in ({"enforce_eager": True, "async_scheduling": False}, {"max_num_batched_tokens": 96}):
+        llm = vlmfx.LLM("scenes", device="cuda", dtype="float32", max_num_seqs=8, **options)
+        outputs = llm.generate(asked, params, use_tqdm=False)
+        assert [o.error for o in outputs] == [None] * len(asked)
+        found.append([[text.token_ids for text in o.outputs] for o in outputs])
+        assert llm.engine.blocks.num_free == llm.engine.blocks.num_blocks
+        assert llm.engine.counters.num_encoded == 1
+    assert found[0] == found[1]

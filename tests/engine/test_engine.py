@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.golden_cases import EVERY, TINY, load_model
-from tests.invariants import token_ids, uncompiled
+from tests.invariants import overwriting, token_ids
 from tests.pictures import about, mixed, picture
 from vlmfx import LLM, InvalidRequest, SamplingParams
 from vlmfx.checkpoint import Model
@@ -64,9 +64,7 @@ def executor_of(
     multiple = model.config.vision.patch_multiple
     patches = -(-max_patches // multiple) * multiple
     plan = Plan(encode=(patches,), prefill=tuple(sorted(set(planned))), decode=(2, 5, 8), max_segments=32, max_seqs=4)
-    return PlannedExecutor(
-        model.program_set, model.params, plan=plan, layout=layout, make=uncompiled, strict=True, chains_sampling=True
-    )
+    return PlannedExecutor(model.program_set, model.params, plan=plan, layout=layout, make=overwriting, strict=True)
 
 
 def is_empty(engine: Engine) -> bool:

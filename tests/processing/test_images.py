@@ -3,6 +3,7 @@
 import io
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -255,3 +256,15 @@ def test_damaged_bytes_give_an_image_or_our_error(blob, edits, keep):
         return
     assert image.mode == "RGB"
     assert image_size(blob) == (image.height, image.width)
+
+
+def test_threads_may_share_an_image_that_is_opened_and_not_decoded(tmp_path):
+    """As n questions about one Image.open(...) do."""
+    path = tmp_path / "noise.png"
+    noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(20):
+            image = Image.open(path)
+            for loaded in threads.map(lambda i: load_image(i), [image] * 8):
+                assert np.array_equal(np.asarray(loaded), noise)

@@ -145,7 +145,7 @@ def prefill(
     inputs = _padded(model, inputs, bucket, executor)
     inputs = replace(inputs, extras=_extras(model, inputs, [c.max_len for c in chunks], lengths))
     ids, logits = executor.step(inputs, cache)
-    return ids[: len(last)], logits[: len(last)]
+    return _kept(ids[: len(last)], bucket), logits[: len(last)]
 
 
 def pool(model: Model, requests: Sequence[ModelInputs], executor: Executor | None = None) -> Tensor:
@@ -225,8 +225,12 @@ def decode(
     inputs = replace(inputs, extras=_extras(model, inputs, [row.max_len for row in rows], [1] * n))
     with matmul_backend(model, len(inputs.ids)):
         next_ids, logits = executor.step(inputs, cache)
-    # A captured program's outputs lie where another program may write before the ids are used.
-    return next_ids[:n].clone() if bucket is not None else next_ids[:n], logits[:n]
+    return _kept(next_ids[:n], bucket), logits[:n]
+
+
+def _kept(ids: Tensor, bucket: int | None) -> Tensor:
+    """The ids, elsewhere where a captured program made them: the next call of it, or of another, may come before they are used."""
+    return ids if bucket is None else ids.clone()
 
 
 def _layout(executor: Executor) -> CacheLayout:

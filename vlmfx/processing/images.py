@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ ImageSource = Image.Image | str | os.PathLike[str] | bytes | np.ndarray
 MAX_PIXELS = 178_956_970  # Pillow's own limit; kept apart so that its process-wide setting stays untouched
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # an allow-list: others (EPS, PDF) start programs
 FIELD = "multi_modal_data.image"
+LAZY = Lock()  # of images that are opened and not decoded: Pillow's own cannot be decoded by two threads at once
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,6 +51,8 @@ def load_image(source: ImageSource, *, field: str = FIELD, max_pixels: int = MAX
     with _opened(source, field) as (image, decoded):
         _check_size(image.size, field, max_pixels)
         if not decoded:
+            with LAZY:
+                image.load()
             return _to_8_bit(image, field).convert("RGB")
         turn = _turn(image)
         image.load()
