@@ -266,8 +266,9 @@ class LLM:
             )
 
         outputs = self._run(items, request, EmbeddingRequestOutput, "embed", use_tqdm, _ignore)
-        if is_single and outputs[0].error is not None:
-            raise outputs[0].error from outputs[0].error.__cause__
+        failure = next((o.error for o in outputs if o.error is not None), None)
+        if is_single and failure is not None:
+            raise failure from failure.__cause__
         return outputs
 
     def _request(self, number: int, made: Plan, params: SamplingParams, arrival: float, **more: Any) -> Request:

@@ -46,6 +46,7 @@ log = logging.getLogger("vlmfx")
 NOT_PREPARED = "the prompt could not be prepared"
 NOT_COMPUTED = "the request could not be computed"
 FEATURE_BYTES = 1 << 30
+LINGER = 0.01  # seconds that a step waits for pixels where nothing runs
 POOL_AHEAD = 64  # prompts for vectors whose pixels may be in memory
 MAX_PATCHES = {"cpu": 4096}  # of a step's images, where no plan says; 16,384 elsewhere
 Loaded = tuple[Prepared, TokenRules | None]
@@ -280,6 +281,8 @@ class Engine:
             else:
                 future = self._threads.submit(self._loaded, request)
             self._loading[future] = request
+        if self._loading and not self.scheduler.running:
+            wait(self._loading, LINGER)  # what is ready soon may share the step
         for future in [future for future in self._loading if future.done()]:
             request = self._loading.pop(future)
             try:
