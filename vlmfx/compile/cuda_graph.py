@@ -38,7 +38,9 @@ class CapturedProgram:
         pool: Any = None,
     ) -> None:
         self.program, self.name, self.specs, self.fixed = program, name, list(specs), frozenset(fixed)
-        self.device, self.api, self.pool_handle = device, api, pool
+        # With its number, which tensors have: "cuda" is not equal to "cuda:0".
+        self.device = torch.empty(0, device=device).device
+        self.api, self.pool_handle = api, pool
         self.graph = graph()
         self.outputs: list[Tensor] | None = None
 
