@@ -33,7 +33,7 @@ from vlmfx.options import check_others
 from vlmfx.processing.inputs import ModelInputs
 from vlmfx.processing.limits import limits_of
 from vlmfx.processing.media import MediaPolicy
-from vlmfx.processing.prompt import Plan, check_settings, complete, plan, with_options
+from vlmfx.processing.prompt import Plan, check_settings, complete, count_tokens, plan, with_options
 from vlmfx.processing.video import sampling_of
 
 log = logging.getLogger("vlmfx")
@@ -307,6 +307,21 @@ class LLM:
             for output in tqdm(outputs, total=len(requests), desc=what, unit="prompt", disable=hidden):
                 results[int(output.request_id)] = output
         return results
+
+    def count_tokens(self, prompt: Any) -> int:
+        """The length of a prompt, in any form that `generate` takes, in tokens; of images headers are read. Raises InvalidRequest."""
+        return count_tokens(self.model.processor, as_prompt(prompt))
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget the prompts and images that are kept for others; False, and nothing is done, while requests run."""
+        done = self.engine.blocks.reset()
+        if done:
+            self.engine.features.clear()
+        return done
+
+    def get_metrics(self) -> dict[str, float]:
+        """What was done so far and what is held now, by name: counts, tokens, bytes and seconds."""
+        return self.engine.metrics()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

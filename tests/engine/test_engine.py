@@ -131,6 +131,26 @@ def test_many_questions_about_one_image_encode_it_once(family):
     assert llm.engine.counters.num_encoded == 2
 
 
+def test_prompts_that_begin_alike_are_computed_once_until_the_cache_is_reset():
+    model = load_model(TINY["qwen2_vl"])
+    llm, prompt = LLM(model), about(model, picture(60, 40), text="A question that is long enough to fill a block. " * 3)
+    expected = LLM(model, enable_prefix_caching=False).generate(prompt, greedy())[0].outputs[0].token_ids
+    length = llm.count_tokens(prompt)
+    found = []
+    for _ in range(2):
+        before = llm.get_metrics()
+        assert llm.generate(prompt, greedy())[0].outputs[0].token_ids == expected
+        after = llm.get_metrics()
+        found.append([after[name] - before[name] for name in ("num_cached", "num_prompt_tokens", "num_encoded")])
+    cached = (length - 1) // BLOCK_SIZE * BLOCK_SIZE
+    assert found == [[0, length, 1], [cached, length - cached, 0]]
+    assert llm.reset_prefix_cache()
+    before = llm.get_metrics()
+    assert before["feature_bytes"] == 0
+    assert llm.generate(prompt, greedy())[0].outputs[0].token_ids == expected
+    assert llm.get_metrics()["num_cached"] == before["num_cached"]
+
+
 def test_an_image_that_cannot_be_encoded_fails_those_who_ask_about_it(monkeypatch):
     model = load_model(TINY["qwen2_vl"])
     good, bad = picture(60, 50), picture(120, 112)

@@ -31,11 +31,6 @@ class CacheLayout:
         """Tokens of the longest sequence."""
         return self.max_blocks * self.block_size
 
-    @property
-    def num_rows(self) -> int:
-        """Sequences that may be as long as the longest at once."""
-        return self.num_blocks // self.max_blocks
-
     @classmethod
     def of(cls, num_rows: int, max_len: int) -> CacheLayout:
         """Room for num_rows sequences of max_len tokens."""

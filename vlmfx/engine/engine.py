@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from heapq import heappop, heappush
 from typing import Any, TypeVar
 
@@ -111,11 +111,9 @@ class Counters:
     num_cached: int = 0
     num_drawn: int = 0
     num_encoded: int = 0
-    num_feature_hits: int = 0
     num_preempted: int = 0
     num_failed: int = 0
     num_finished: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Engine:
@@ -177,6 +175,22 @@ class Engine:
         """The most tokens that its prompt and answer may have together."""
         most = min(self.model.max_model_len, self.capacity)
         return request.num_tokens + request.params.token_budget(most - request.num_tokens)
+
+    def metrics(self) -> dict[str, float]:
+        """The counters, and what is held now."""
+        memory = self.executor.memory()
+        return {
+            **asdict(self.counters),
+            "num_waiting": self.num_waiting,
+            "num_running": len(self.scheduler.running),
+            "num_free_blocks": self.blocks.num_free,
+            "num_blocks": self.blocks.num_blocks,
+            "num_kept_images": len(self.features),
+            "feature_bytes": self.features.num_bytes,
+            "cache_bytes": memory.cache,
+            "num_programs": memory.num_programs,
+            "program_bytes": memory.programs,
+        }
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequest for a request that can never be served."""
@@ -377,6 +391,8 @@ class Engine:
                 chunks.append(chunk)
         pieces = [*self._attempt(chunks, self._prefill), *self._attempt(plan.decode, self._decode)]
         for chunk in chunks:
+            self.counters.num_prompt_tokens += chunk.end - chunk.start
+            self.counters.num_cached += chunk.num_found
             if chunk.sequence.is_open:
                 self.scheduler.unpin_read(chunk.sequence)
         return Launched(pieces, self.model.device)

@@ -34,12 +34,14 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Chunk:
-    """Tokens start to end of a sequence; where end is that of all its tokens the next one is drawn, for its forks too."""
+    """Tokens start to end of a sequence; where end is that of all its tokens the next one is drawn, for its forks too. num_found: tokens
+    before start that were in the cache."""
 
     sequence: Sequence
     start: int
     end: int
     draws: tuple[Sequence, ...] = ()
+    num_found: int = 0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -169,7 +171,7 @@ class Scheduler:
                 self.features.pin(item.key)
         sequence.num_computed = end
         draws = self._fork(sequence) if end == sequence.num_tokens else ()
-        return Chunk(sequence=sequence, start=start, end=end, draws=draws)
+        return Chunk(sequence=sequence, start=start, end=end, draws=draws, num_found=len(shared) * size)
 
     def _with_images(self, plan: StepPlan, sequence: Sequence, start: int, end: int) -> tuple[int, list[Item]]:
         """How far from start the images that are there, or may be encoded in this step, let the tokens go; and those to encode for it."""
