@@ -82,12 +82,7 @@ def row(llm: vlmfx.LLM, batch: int, side: tuple[int, int], rng: np.random.Genera
     def timed(num_tokens: int) -> float:
         return seconds(llm, requests(batch, *side, rng), num_tokens)
 
-    timed(NUM_TOKENS)
-    for _ in range(8):  # until nothing is captured any more: how requests fall into steps differs from time to time
-        made = llm.executor.memory().num_programs
-        timed(1)
-        if llm.executor.memory().num_programs == made:
-            break
+    timed(4)
     made = llm.executor.memory().num_programs
     first = median(timed(1) for _ in range(rounds)) * 1e3
     whole = min(timed(NUM_TOKENS) for _ in range(2)) * 1e3
@@ -159,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in args.folders:
         options: dict[str, Any] = {"max_num_seqs": 128, "enable_prefix_caching": False, "mm_feature_cache_bytes": 0}
         llm, rng = vlmfx.LLM(random_model(folder), **options), np.random.default_rng(0)
+        llm.warm_up(use_tqdm=False)
         for side in args.sides.split(","):
             width, height = map(int, side.split("x"))
             for batch in map(int, args.batches.split(",")):

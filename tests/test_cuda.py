@@ -14,6 +14,7 @@ from PIL import Image
 import vlmfx
 from tests import golden_cases
 from tests.golden_cases import COMMITTED, SHARED, Case
+from vlmfx.compile.buckets import Plan
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
 
@@ -49,6 +50,21 @@ def test_captured_programs_give_what_the_functions_give(case: Case):
         outputs = captured.generate(requests, params, use_tqdm=False)
         assert [o.outputs[0].token_ids for o in outputs] == expected
     assert captured.executor.memory().num_programs > 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_warm_captures_no_more(case: Case):
+    prompts = case.prompts()
+    multiple = vlmfx.load(str(case.model_folder), device="cpu").config.vision.patch_multiple
+    patches = -(-4096 // multiple) * multiple
+    plan = Plan(encode=(patches,), prefill=(32, 2048), decode=(1, 4), max_segments=64, max_seqs=4)
+    llm = vlmfx.LLM(str(case.model_folder), device="cuda", dtype="float32", plan=plan, max_num_seqs=4)
+    llm.warm_up(use_tqdm=False)
+    made = llm.executor.memory().num_programs
+    params = [vlmfx.SamplingParams.greedy(max_tokens=len(p.greedy_ids), ignore_eos=True) for p in prompts]
+    outputs = llm.generate([p.request() for p in prompts], params, use_tqdm=False)
+    assert [list(o.outputs[0].token_ids) for o in outputs] == [p.greedy_ids for p in prompts]
+    assert llm.executor.memory().num_programs == made == 5
 
 
 def test_more_requests_than_rows_give_what_the_functions_give():

@@ -28,6 +28,7 @@ from vlmfx.engine.pooler import check_dimensions
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.taps import checked
+from vlmfx.engine.warm_up import warm_up
 from vlmfx.errors import BatchError, InvalidRequest, as_vlmfx_error, shown
 from vlmfx.options import check_others
 from vlmfx.processing.inputs import ModelInputs
@@ -318,6 +319,10 @@ class LLM:
         if done:
             self.engine.features.clear()
         return done
+
+    def warm_up(self, *, use_tqdm: bool = True) -> None:
+        """Make all programs of the plan now, which otherwise are made when a request first needs them: compiled, captured or loaded."""
+        warm_up(self.model, self.executor, use_tqdm=use_tqdm)
 
     def get_metrics(self) -> dict[str, float]:
         """What was done so far and what is held now, by name: counts, tokens, bytes and seconds."""

@@ -1,0 +1,48 @@
+"""warm_up: the programs of a plan made before there is a request that needs them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from vlmfx.checkpoint import Model
+from vlmfx.compile.executor import Executor
+from vlmfx.compile.inputs import bucket_inputs
+from vlmfx.processing.prompt import example_vision
+
+
+@torch.no_grad()
+def warm_up(model: Model, executor: Executor, *, use_tqdm: bool = True) -> None:
+    """Run each program of the executor's plan once, the largest buckets first, so that the smaller ones find memory.
+
+    Inputs lie where those of requests do, and are all padding: no key or value is written. Greedy programs only; those that draw tokens
+    are made when they are first used. Nothing is done where there is no plan."""
+    plan, layout, device = executor.plan, executor.layout, model.device
+    if plan is None or layout is None:
+        return
+    num_sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None
+    work = [(name, size) for name in plan.programs for size in reversed(plan.rungs(name))]
+    for name, size in tqdm(work, desc="warm up", unit="program", disable=not use_tqdm):
+        inputs: Any = bucket_inputs(
+            model.program_set,
+            name,
+            size,
+            plan=plan,
+            layout=layout,
+            example=example_vision(model.processor),
+            num_sms=num_sms,
+        )
+        if name == "encode":
+            executor.encode(inputs)
+            continue
+        if inputs.features is not None:
+            f, features = model.functions, inputs.features.to(device)
+            extras = f.extras(model.config, [1], [1], len(inputs.ids), features, inputs.feature_index)
+            inputs = replace(inputs, features=features, extras=extras)
+        if name == "pool":
+            executor.pool(inputs)
+        else:
+            executor.step(replace(inputs, ids=inputs.ids.to(device)) if name == "decode" else inputs, executor.cache)
