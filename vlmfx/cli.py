@@ -90,6 +90,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_loading(verb)
     verb.set_defaults(run=talk)
 
+    verb = verbs.add_parser("batch", help="answer a file of OpenAI batch requests; goes on where it stopped")
+    verb.add_argument("model", help='folder, hub id, or "scenes"')
+    verb.add_argument("source", metavar="IN", help="JSON lines with custom_id, method, url and body")
+    verb.add_argument(
+        "target", metavar="OUT", help="a result a line as it finishes; what it holds already is not done again"
+    )
+    verb.add_argument("--task", default="auto", help="generate or embed; by default as the first line's url needs")
+    verb.add_argument(
+        "--served-model-name", metavar="NAME", help="what lines call the model; by default MODEL as it is given"
+    )
+    verb.add_argument("--max-num-seqs", type=int, help="texts that are generated at once; 128 on a GPU, 16 elsewhere")
+    _add_loading(verb)
+    verb.set_defaults(run=batch)
+
     verb = verbs.add_parser("plan", help="choose the sizes to compile that waste least on a trace of requests")
     verb.add_argument(
         "--trace", required=True, metavar="FILE", help="an object a line: num_tokens; num_patches, max_tokens if known"
@@ -236,6 +250,22 @@ def embed(args: argparse.Namespace) -> int:
         raise InvalidRequest("output", f"{args.output} cannot be written ({error}); name another file.") from error
     if not kind:
         print(json.dumps(vectors.tolist()))
+    return 0
+
+
+def batch(args: argparse.Namespace) -> int:
+    """`vlmfx batch`: results in a file, a summary on stderr; 0 also where lines failed."""
+    from vlmfx.batch.run import run_batch
+    from vlmfx.llm import LLM
+
+    summary = run_batch(
+        args.source,
+        args.target,
+        lambda task: LLM(args.model, task=task, max_num_seqs=args.max_num_seqs, **_loading(args)),
+        served=args.served_model_name or args.model,
+        task=args.task,
+    )
+    print(f"{args.target}: {summary}", file=sys.stderr)
     return 0
 
 

@@ -1,0 +1,1 @@
+"""`vlmfx batch`: a file of OpenAI batch requests to a file of their responses."""
