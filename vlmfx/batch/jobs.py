@@ -102,7 +102,10 @@ def make_job(llm: LLM, line: Line, served: str, numbers: count[int]) -> Job:
     """The requests of a line, its media fetched; numbers gives those of the engine. Raises InvalidRequest."""
     task = TASKS[line.url]
     if llm.task != task:
-        message = f'{line.url} needs the task "{task}", but this run is for "{llm.task}"; run these lines by themselves with --task {task}, into another file.'
+        message = (
+            f'{line.url} needs the task "{task}", but this run is for "{llm.task}"; run these lines by themselves with '
+            f"--task {task}, into another file."
+        )
         raise InvalidRequest("url", message, found=line.url)
     check_model(line.body, served)
     created = int(time.time())

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vlmfx.batch.files import Results, check_paths, count_lines, lines
 from vlmfx.batch.jobs import TASKS, Job, Line, answer, failure, make_job, nameless, read_line
 from vlmfx.engine.engine import Event
-from vlmfx.errors import InvalidRequest, as_vlmfx_error
+from vlmfx.errors import EngineFull, InvalidRequest, as_vlmfx_error
 from vlmfx.llm import LLM
 
 log = logging.getLogger("vlmfx")
@@ -93,10 +93,8 @@ class Run:
                     yield from self._take(event)
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
-            for number in list(self._jobs):
-                self.engine.abort(number)
-            while self.engine.has_work:
-                self.engine.step()
+            if self._in_flight:
+                self.engine.fail_all(EngineFull("the batch was stopped; run it again to go on."))
 
     @property
     def _has_room(self) -> bool:

@@ -66,9 +66,6 @@ def _form_of(name: str, value: Any) -> StructuredOutputsParams | None:
         refuse(name, value, "an object", "leave it out for free text")
     if name == "structured_outputs":
         given = {key: v for key, v in value.items() if v is not None}
-        for key in given:
-            if not isinstance(key, str) or not key.isidentifier():
-                refuse(name, key, f"one of {', '.join(KINDS)}", "remove it")
         try:
             return StructuredOutputsParams(**given) if given else None
         except TypeError:  # a name that nobody has
