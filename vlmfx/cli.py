@@ -258,13 +258,17 @@ def batch(args: argparse.Namespace) -> int:
     from vlmfx.batch.run import run_batch
     from vlmfx.llm import LLM
 
-    summary = run_batch(
-        args.source,
-        args.target,
-        lambda task: LLM(args.model, task=task, max_num_seqs=args.max_num_seqs, **_loading(args)),
-        served=args.served_model_name or args.model,
-        task=args.task,
-    )
+    try:
+        summary = run_batch(
+            args.source,
+            args.target,
+            lambda task: LLM(args.model, task=task, max_num_seqs=args.max_num_seqs, **_loading(args)),
+            served=args.served_model_name or args.model,
+            task=args.task,
+        )
+    except KeyboardInterrupt:
+        print("vlmfx: interrupted; run the same command again to go on.", file=sys.stderr)
+        raise
     print(f"{args.target}: {summary}", file=sys.stderr)
     return 0
 

@@ -60,7 +60,7 @@ def desk(tmp_path) -> Desk:
     return Desk(tmp_path)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "minicpm_v"])
 def test_tokens_equal_those_of_a_chat(desk, name):
     llm = llm_of(name)
     bodies = {"text": asks("Hello"), "image": asks("What?", URL), "long": asks("Why? " * 20, max_tokens=9)}
@@ -298,3 +298,12 @@ def test_the_command_line(tmp_path, capsys):
     assert "0 answered, 0 failed, 2 skipped" in capsys.readouterr().err
     first = json.loads(target.read_text(encoding="utf-8").splitlines()[-1])
     assert first["response"]["body"]["model"] == "tiny"
+
+
+def test_an_interruption_is_told(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vlmfx.batch.run.run_batch", interrupted)
+    assert main(["batch", "m", "in", "out"]) == 130
+    assert capsys.readouterr().err == "vlmfx: interrupted; run the same command again to go on.\n"

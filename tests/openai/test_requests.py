@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from vlmfx import SamplingParams
@@ -129,7 +131,7 @@ TEXTS_AND_IDS = [
     ([1, 2], [{"prompt_token_ids": [1, 2]}]),
     ([[1], [2, 3]], [{"prompt_token_ids": [1]}, {"prompt_token_ids": [2, 3]}]),
 ]
-NO_PROMPTS = [None, "", [], [""], [[]], [1, "a"], [True], {"a": 1}, 3, ["a"] * 2049]
+NO_PROMPTS: list[Any] = [None, "", [], [""], [[]], [1, "a"], [True], {"a": 1}, 3, ["a"] * 2049]
 
 
 @pytest.mark.parametrize(("given", "prompts"), TEXTS_AND_IDS)
