@@ -17,7 +17,8 @@ from threading import Condition, Thread
 from typing import Any
 
 from vlmfx.engine.embedding import EmbeddingRequestOutput
-from vlmfx.engine.engine import Engine, Event
+from vlmfx.engine.engine import Engine
+from vlmfx.engine.events import Event
 from vlmfx.engine.request import CompletionOutput, Logprob, RequestOutput
 from vlmfx.engine.sequence import Request
 from vlmfx.errors import EngineFull, VlmfxError, as_vlmfx_error

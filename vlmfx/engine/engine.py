@@ -5,115 +5,47 @@ noticed a step late, whose token is dropped."""
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from heapq import heappop, heappush
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from vlmfx.checkpoint import Model
-from vlmfx.compile.executor import EagerExecutor, Executor, moved
+from vlmfx.compile.executor import EagerExecutor, Executor
 from vlmfx.compile.layout import CacheLayout
-from vlmfx.compile.programs import Adjustments, Sampling, choose
 from vlmfx.engine import runner
-from vlmfx.engine.adjustments import adjustments
 from vlmfx.engine.block_manager import BlockManager
 from vlmfx.engine.completion import Completion
 from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput
+from vlmfx.engine.events import Counters, Event, Group, Output
 from vlmfx.engine.feature_cache import FeatureCache
 from vlmfx.engine.grammar import GrammarCompiler
-from vlmfx.engine.launched import Launched, Piece
+from vlmfx.engine.launched import Launched
+from vlmfx.engine.launcher import NOT_COMPUTED, Launcher
 from vlmfx.engine.pooler import vectors
-from vlmfx.engine.prepared import Item, Prepared, prepared
+from vlmfx.engine.prepared import Prepared, prepared
 from vlmfx.engine.prompt_logprobs import prompt_logprobs
-from vlmfx.engine.request import Logprob, RequestMetrics, RequestOutput, SamplingParams
-from vlmfx.engine.sampler import state
-from vlmfx.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
+from vlmfx.engine.request import RequestOutput, SamplingParams
+from vlmfx.engine.scheduler import Limits, Scheduler, StepPlan
 from vlmfx.engine.sequence import Request  # fmt: skip
 from vlmfx.engine.sequence import Sequence as Text
 from vlmfx.engine.taps import tap
 from vlmfx.engine.token_rules import TokenRules
-from vlmfx.errors import DeadlineExceeded, InvalidRequest, VlmfxError, as_vlmfx_error, reason_of
+from vlmfx.errors import DeadlineExceeded, InvalidRequest, VlmfxError, as_vlmfx_error
 
-log = logging.getLogger("vlmfx")
 NOT_PREPARED = "the prompt could not be prepared"
-NOT_COMPUTED = "the request could not be computed"
 FEATURE_BYTES = 1 << 30
 LINGER = 0.01  # seconds that a step waits for pixels where nothing runs
 POOL_AHEAD = 64  # prompts for vectors whose pixels may be in memory
 MAX_PATCHES = {"cpu": 4096}  # of a step's images, where no plan says; 16,384 elsewhere
 Loaded = tuple[Prepared, TokenRules | None]
 OnText = Callable[[int, str], None]  # (request number, its new text)
-One = TypeVar("One", Chunk, Text)
-
-
-Output = RequestOutput | EmbeddingRequestOutput
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Event:
-    """What is new in text `index` of a request; output is set with the last one, or where the request failed."""
-
-    request: Request
-    index: int = 0
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[dict[int, Logprob], ...] = ()
-    output: Output | None = None
-
-
-@dataclass(kw_only=True, eq=False)
-class Group:
-    """A request that has begun: its texts, and what they share."""
-
-    request: Request
-    prepared: Prepared
-    texts: list[Text]
-    taps: dict[str, Tensor] | None
-    prompt_logprobs: list[dict[int, Logprob] | None] | None
-    first_token_at: float | None = None
-
-    def output(self) -> RequestOutput:
-        """All of it by now."""
-        request, inputs, now = self.request, self.prepared.inputs, time.perf_counter()
-        first = self.first_token_at
-        metrics = RequestMetrics(
-            prompt_tokens=len(inputs.token_ids),
-            output_tokens=sum(len(t.completion.token_ids) for t in self.texts),
-            time_to_first_token_s=None if first is None else first - request.arrival,
-            decode_s=None if first is None else now - first,
-        )
-        return RequestOutput(
-            request_id=str(request.number),
-            prompt=inputs.prompt,
-            prompt_token_ids=inputs.token_ids,
-            outputs=[t.completion.output() for t in self.texts],
-            finished=all(t.completion.end is not None for t in self.texts),
-            metrics=metrics,
-            taps=self.taps,
-            prompt_logprobs=self.prompt_logprobs,
-        )
-
-
-@dataclass(kw_only=True)
-class Counters:
-    """What was done so far. num_cached: tokens of prompts that were found in the cache."""
-
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    num_cached: int = 0
-    num_drawn: int = 0
-    num_encoded: int = 0
-    num_preempted: int = 0
-    num_failed: int = 0
-    num_finished: int = 0
 
 
 class Engine:
@@ -147,14 +79,15 @@ class Engine:
         self._pending: Launched | None = None
         self._events: list[Event] = []
         self._has_deadlines = self._has_host_rows = False
-        tokenizer, self._vocab_size = model.processor.tokenizer, model.processor.vocab_size
+        tokenizer, vocab_size = model.processor.tokenizer, model.processor.vocab_size
         self._vocabulary: dict[str, Any] = {
             "tokenizer": tokenizer,
-            "vocab_size": self._vocab_size,
+            "vocab_size": vocab_size,
             "eos_token_ids": model.eos_token_ids,
         }
-        self._grammars = GrammarCompiler(tokenizer, self._vocab_size, model.eos_token_ids)
-        self._no_rules = TokenRules(SamplingParams(), [], **self._vocabulary)
+        self._grammars = GrammarCompiler(tokenizer, vocab_size, model.eos_token_ids)
+        no_rules = TokenRules(SamplingParams(), [], **self._vocabulary)
+        self._launcher = Launcher(model, executor, self.features, no_rules)
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="vlmfx-load")
 
     @property
@@ -265,8 +198,7 @@ class Engine:
         plan = self.scheduler.schedule()
         before = self._pending
         if plan:
-            self._pending = self._launch(plan)
-            self.counters.num_steps += 1
+            self._pending = self._launch(plan, before)
         else:
             self._pending = None
         if not self.overlaps:
@@ -378,168 +310,18 @@ class Engine:
         )
         self.scheduler.add(texts[0])
 
-    def _launch(self, plan: StepPlan) -> Launched:
-        runner.copy_blocks(self.executor.cache, plan.copies)
-        bad = self._encode(plan.encode)
-        chunks = []
+    def _launch(self, plan: StepPlan, before: Launched | None) -> Launched:
+        launched = self._launcher.launch(plan, before)
+        for request, error in launched.failed:
+            self._fail(request, error)
         for chunk in plan.prefill:
-            sequence = chunk.sequence
-            failed = [bad[item.key] for item in sequence.items(chunk.start, chunk.end) if item.key in bad]
-            if failed:
-                self._fail(sequence.request, failed[0])
-            elif sequence.is_open:
-                chunks.append(chunk)
-        pieces = [*self._attempt(chunks, self._prefill), *self._attempt(plan.decode, self._decode)]
-        for chunk in chunks:
             self.counters.num_prompt_tokens += chunk.end - chunk.start
             self.counters.num_cached += chunk.num_found
             if chunk.sequence.is_open:
                 self.scheduler.unpin_read(chunk.sequence)
-        return Launched(pieces, self.model.device)
-
-    def _encode(self, items: Sequence[Item]) -> dict[bytes, VlmfxError]:
-        """Encode items into the feature cache; key → why, of those that fail."""
-        made: list[tuple[Item, Tensor]] = []
-        bad: dict[bytes, VlmfxError] = {}
-
-        def encode(some: Sequence[Item]) -> None:
-            visions = [item.vision for item in some if item.vision is not None]
-            rows = runner.encode_items(self.model, visions, [item.num_rows for item in some], self.executor)
-            made.extend(zip(some, rows, strict=True))
-
-        try:
-            if items:
-                encode(items)
-        except Exception as error:
-            log.warning(
-                "%d images could not be encoded together (%s); each is encoded alone", len(items), reason_of(error)
-            )
-            for item in items:
-                try:
-                    encode([item])
-                except Exception as error:
-                    bad[item.key] = as_vlmfx_error(error, NOT_COMPUTED)
-        for item, rows in made:
-            # Rows of a batch are views of one tensor, which would stay as long as any of them.
-            self.features.put(item.key, rows if len(made) == 1 else rows.clone())
-        self.counters.num_encoded += len(made)
-        return bad
-
-    def _attempt(self, batch: Sequence[One], run: Callable[[Sequence[One]], Piece]) -> list[Piece]:
-        """The piece of a batch; where that fails those of its parts alone, so that only the cause fails."""
-        if not batch:
-            return []
-        try:
-            return [run(batch)]
-        except Exception as error:
-            if len(batch) > 1:
-                log.warning(
-                    "a step failed for %d texts (%s); it is run again for each alone", len(batch), reason_of(error)
-                )
-                return [piece for one in batch for piece in self._attempt([one], run)]
-            one = batch[0]
-            request = one.sequence.request if isinstance(one, Chunk) else one.request
-            self._fail(request, as_vlmfx_error(error, NOT_COMPUTED))
-            return []
-
-    def _prefill(self, chunks: Sequence[Chunk]) -> Piece:
-        draws = [text for chunk in chunks for text in chunk.draws]
-        parts = [
-            runner.Chunk(
-                token_ids=c.sequence.token_ids(c.start, c.end),
-                positions=c.sequence.positions(c.start, c.end),
-                max_len=c.sequence.max_len,
-                blocks=c.sequence.blocks,
-                start=c.start,
-                num_draws=len(c.draws),
-                **self._features(c),
-            )
-            for c in chunks
-        ]
-        # What forks draw first is of the prompt's length, as what the first text draws.
-        sampling = _sampling(draws, [c.end for c in chunks for _ in c.draws])
-        rules = self._rules(draws)
-        ids, logits = runner.prefill(self.model, parts, self.executor.cache, None if rules else sampling, self.executor)
-        if rules is not None:
-            ids, logits = self._choose(logits, sampling, adjustments(rules, self._vocab_size))
-        return Piece(draws, ids, logits)
-
-    def _features(self, chunk: Chunk) -> dict[str, Any]:
-        """The feature rows that a chunk's tokens read, and which of them each reads."""
-        sequence = chunk.sequence
-        num_prompt, end = sequence.num_prompt, min(chunk.end, sequence.num_prompt)
-        index = sequence.prepared.inputs.feature_index[chunk.start : end] if chunk.start < num_prompt else None
-        mine = torch.full((chunk.end - chunk.start,), -1)
-        rows, count = [], 0
-        for item in sequence.items(chunk.start, chunk.end) if index is not None else []:
-            assert index is not None
-            at = (index >= item.first_row) & (index < item.first_row + item.num_rows)
-            if not bool(at.any()):
-                continue
-            read = index[at] - item.first_row
-            first, last = int(read.min()), int(read.max())
-            all_rows = (
-                self.features.get(item.key) if item.rows is None else item.rows.to(self.model.device, self.model.dtype)
-            )
-            rows.append(all_rows[first : last + 1])
-            mine[: len(index)][at] = read - first + count
-            count += last + 1 - first
-        return {"features": torch.cat(rows) if rows else None, "feature_index": mine}
-
-    def _decode(self, texts: Sequence[Text]) -> Piece:
-        # The newest token is computed by this step, and the one it draws is counted in flight already.
-        lens = [t.num_computed for t in texts]
-        rows = [
-            runner.Row(
-                position=t.prepared.inputs.next_position + n - 1 - t.num_prompt,
-                context_len=n,
-                blocks=t.blocks,
-                max_len=t.max_len,
-            )
-            for t, n in zip(texts, lens, strict=True)
-        ]
-        newest, sampling, rules = self._newest(texts), _sampling(texts, lens), self._rules(texts)
-        ids, logits = runner.decode(
-            self.model, newest, rows, self.executor.cache, None if rules else sampling, self.executor
-        )
-        if rules is not None:
-            ahead = [t.num_in_flight > 1 for t in texts]
-            found = adjustments(rules, self._vocab_size, ahead)
-            if found is not None and found.newest is not None:
-                on_device = moved(torch.tensor(ahead), self.model.device)
-                found = replace(found, newest=torch.where(on_device, newest, -1))
-            ids, logits = self._choose(logits, sampling, found)
-        return Piece(list(texts), ids, logits)
-
-    def _rules(self, texts: Sequence[Text]) -> list[TokenRules] | None:
-        """Those of each text, None where none has any: the program then draws by itself."""
-        if all(t.rules is None for t in texts):
-            return None
-        return [t.rules or self._no_rules for t in texts]
-
-    def _choose(self, logits: Tensor, sampling: Sampling | None, found: Adjustments | None) -> tuple[Tensor, Tensor]:
-        device = self.model.device
-        return choose(logits, moved(sampling, device), moved(found, device))
-
-    def _newest(self, texts: Sequence[Text]) -> Tensor:
-        """The newest token of each (n,), on the device: of those that are in flight what the last step drew."""
-        known = [t.completion.token_ids[-1] for t in texts if t.num_in_flight == 1]
-        if self._pending is None or len(known) == len(texts):
-            return torch.tensor(known).to(self.model.device)
-        source, rows = self._pending.ids, self._pending.rows
-        new = len(source)
-        if known:
-            source = torch.cat((source, torch.tensor(known).to(self.model.device)))
-        wanted = []
-        for text in texts:
-            if text.num_in_flight == 1:
-                wanted.append(new)
-                new += 1
-            else:
-                wanted.append(rows[text])
-        if wanted == list(range(len(source))):
-            return source
-        return source.index_select(0, torch.tensor(wanted).to(self.model.device, non_blocking=True))
+        self.counters.num_steps += 1
+        self.counters.num_encoded = self._launcher.num_encoded
+        return launched
 
     def _collect(self, launched: Launched) -> None:
         """Read what a step drew."""
@@ -661,12 +443,6 @@ def _limits(model: Model, executor: Executor, max_num_seqs: int, max_tokens: int
         max_patches=plan.encode[-1] if plan.encode else 1,
         max_segments=plan.max_segments,
     )
-
-
-def _sampling(texts: Sequence[Text], places: Sequence[int]) -> Sampling | None:
-    """How the token at each text's place is drawn, on the host."""
-    params, seeds = [t.request.params for t in texts], [t.seed for t in texts]
-    return state(params, seeds, places, torch.device("cpu"), [t.completion.index for t in texts])
 
 
 def _needs_host(text: Text) -> bool:

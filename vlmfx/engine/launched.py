@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from vlmfx.engine.sampler import logprobs
+from vlmfx.engine.sequence import Request
 from vlmfx.engine.sequence import Sequence as Text
+from vlmfx.errors import VlmfxError
 
 Candidates = dict[int, tuple[float, int]]  # id → (log-probability, rank)
+Failure = tuple[Request, VlmfxError]
 
 
 class Piece:
@@ -27,10 +30,10 @@ class Piece:
 
 
 class Launched:
-    """All pieces of a step. The ids are on their way to the host from the beginning."""
+    """All pieces of a step, and the requests that failed in it. The ids are on their way to the host from the beginning."""
 
-    def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
-        self.pieces = pieces
+    def __init__(self, pieces: Sequence[Piece], device: torch.device, failed: Sequence[Failure] = ()) -> None:
+        self.pieces, self.failed = pieces, failed
         ids = [piece.ids for piece in pieces]
         self.ids = (
             ids[0] if len(ids) == 1 else torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=device)
