@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vlmfx.batch.files import Results, check_paths, count_lines, lines
 from vlmfx.batch.jobs import TASKS, Job, Line, answer, failure, make_job, nameless, read_line
-from vlmfx.engine.engine import Event
+from vlmfx.engine.events import Event
 from vlmfx.errors import EngineFull, InvalidRequest, as_vlmfx_error
 from vlmfx.llm import LLM
 
