@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from tests import invariants
 from tests.golden_cases import EVERY, TINY, load_model
+from tests.invariants import overwriting
 from tests.pictures import mixed
 from vlmfx.checkpoint import Model
 from vlmfx.compile import executor
-from vlmfx.compile.executor import EagerExecutor
+from vlmfx.compile.buckets import Plan
+from vlmfx.compile.executor import EagerExecutor, PlannedExecutor
 from vlmfx.compile.layout import CacheLayout
 from vlmfx.engine import engine, pooler, runner
 from vlmfx.engine.embedding import EmbeddingRequestOutput
@@ -127,3 +129,20 @@ def test_a_pass_that_fails_for_one_request_fails_it_alone(model, monkeypatch):
     assert isinstance(found[2].error, InternalError)
     assert "out of memory" in str(found[2].error)
     torch.testing.assert_close(vectors(model, requests), expected, atol=1e-6, rtol=0)
+
+
+def test_a_plan_of_embeddings_alone_pads_and_does_not_show(model):
+    requests = prepared(model)
+    multiple = model.config.vision.patch_multiple
+    most = max(len(item.vision.position_ids) for r in requests for item in r.media)
+    longest = max(len(r.token_ids) for r in requests)
+    plan = Plan(encode=(-(-most // multiple) * multiple,), pool=(longest + 7,), max_segments=64, max_seqs=3)
+    planned = PlannedExecutor(
+        model.program_set, model.params, plan=plan, layout=CacheLayout.of(1, 16), make=overwriting, strict=True
+    )
+    made = engine.Engine(model, planned, max_num_seqs=16)
+    asked = [replace(Request.ready(i, r, SamplingParams.greedy(), 0.0), pools=True) for i, r in enumerate(requests)]
+    outputs: list[Any] = list(engine.drain(made, asked, lambda number, text: None))
+    assert [o.error for o in outputs] == [None] * len(requests)
+    found = torch.tensor([o.outputs.embedding for o in outputs])
+    torch.testing.assert_close(found, vectors(model, requests), atol=1e-6, rtol=0)

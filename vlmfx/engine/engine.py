@@ -437,7 +437,7 @@ def _limits(model: Model, executor: Executor, max_num_seqs: int, max_tokens: int
         patches = MAX_PATCHES.get(model.device.type, 16384)
         return Limits(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens, max_patches=patches)
     return Limits(
-        max_num_seqs=min(max_num_seqs, *plan.decode[-1:]),
+        max_num_seqs=min((max_num_seqs, *plan.decode[-1:])),
         max_num_batched_tokens=min(max_tokens, rungs[-1]),
         max_prefill_seqs=plan.max_seqs,
         max_patches=plan.encode[-1] if plan.encode else 1,
