@@ -127,3 +127,11 @@ def test_all_that_a_request_may_ask_for_at_once_is_what_the_functions_give():
         assert llm.engine.blocks.num_free == llm.engine.blocks.num_blocks
         assert llm.engine.counters.num_encoded == 1
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_vectors_are_those_of_the_functions(case: Case):
+    requests = [p.request() for p in case.prompts()]
+    options: dict[str, Any] = {"dtype": "float32", "device": "cuda", "use_tqdm": False}
+    eager = vlmfx.embed(str(case.model_folder), requests, enforce_eager=True, **options)
+    torch.testing.assert_close(vlmfx.embed(str(case.model_folder), requests, **options), eager, atol=1e-5, rtol=0)
