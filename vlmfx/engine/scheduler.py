@@ -73,8 +73,10 @@ class Scheduler:
         """The next step; the sequences in it are counted as computed, and those that draw as one token longer."""
         plan = StepPlan()
         for sequence in list(self.running):
-            if sequence.is_running and sequence.is_decoding and not sequence.is_full:
-                self._decode(plan, sequence)
+            num_tokens = sequence.num_tokens
+            is_decoding = sequence.num_computed == num_tokens - 1 >= sequence.num_prompt
+            if is_decoding and num_tokens < sequence.max_len and sequence.is_running:
+                self._decode(plan, sequence, num_tokens - 1)
         self._prefill(plan)
         return plan
 
@@ -99,8 +101,8 @@ class Scheduler:
             self.blocks.publish(sequence.blocks[at], sequence.keys[at])
         sequence.num_published = num_whole
 
-    def _decode(self, plan: StepPlan, sequence: Sequence) -> None:
-        place = sequence.num_tokens - 1
+    def _decode(self, plan: StepPlan, sequence: Sequence, place: int) -> None:
+        """One more token, the newest of which is at this place."""
         is_new = place // self.block_size == len(sequence.blocks)
         is_shared = not is_new and self.blocks.holders(sequence.blocks[-1]) > 1
         if is_new or is_shared:

@@ -116,11 +116,6 @@ class Sequence:
         return self.num_computed == self.num_tokens - 1 and self.num_computed >= self.num_prompt
 
     @property
-    def is_full(self) -> bool:
-        """Whether it has all the tokens that it may have, one in flight among them."""
-        return self.num_tokens >= self.max_len
-
-    @property
     def seed(self) -> int:
         params = self.request.params
         return self.request.seed if params.seed is None else params.seed
