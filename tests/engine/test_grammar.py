@@ -91,7 +91,7 @@ def test_a_regex(compiler, tokenizer, regex, seed):
 @given(
     choices=st.lists(
         st.text(min_size=1, max_size=5)
-        | st.sampled_from(["yes", "no", 'a"b', "\\", "\n", "\x7f\\u007f", "ab", "a", "😀", "a b"]),
+        | st.sampled_from(["yes", "no", 'a"b', "\\", "\n", "\x7f\\u007f", "ab", "a", "😀", "a b", "\uf900", "e\u0301"]),
         min_size=1,
         max_size=5,
     ),
@@ -106,6 +106,17 @@ def test_a_choice(compiler, tokenizer, choices, seed):
         ids.append(token)
     text = tokenizer.decode(ids)  # which takes a space off the beginning, where pieces have one
     assert text in [*choices, *(choice.removeprefix(" ") for choice in choices)]
+
+
+@EACH
+@pytest.mark.parametrize("text", ["\uf900", "x\u212b", "e\u0301", "\u1100\u1161"])
+def test_characters_that_unicode_has_another_form_of_stay_as_they_are(compiler, tokenizer, text):
+    grammar, ids = compiler.compile(StructuredOutputsParams(choice=[text])), []
+    while not grammar.is_complete:
+        token = min(ids_of(grammar.mask()))
+        grammar.accept(token)
+        ids.append(token)
+    assert tokenizer.decode(ids) == text
 
 
 def test_every_character_can_be_chosen():

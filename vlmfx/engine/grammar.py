@@ -12,6 +12,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -86,18 +87,26 @@ class Grammar:
 class GrammarCompiler:
     """Makes the grammars of one model's requests; the engine owns it, and threads may share it.
 
-    vocab_size: the model's number of logits. The tokens' bytes are gathered with the first grammar, a second or two for 150,000."""
+    vocab_size: the model's number of logits. The tokens are gathered with the first grammar, a second or two for 150,000."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Collection[int]) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self._eos = sorted(i for i in eos_token_ids or own if i < min(vocab_size, len(tokenizer)))
-        self._texts = mask_of(tokenizer.backend.get_vocab(with_added_tokens=True).values(), vocab_size)
-        self._ends = mask_of(self._eos, vocab_size)
-        forbid(self._texts, [*tokenizer.special_ids, *self._eos])
         self._bytes: LLTokenizer | None = None
         self._kept: OrderedDict[StructuredOutputsParams, Grammar] = OrderedDict()
         self._lock = Lock()
+
+    @cached_property
+    def _ends(self) -> Mask:
+        return mask_of(self._eos, self._vocab_size)
+
+    @cached_property
+    def _texts(self) -> Mask:
+        ids = self._tokenizer.backend.get_vocab(with_added_tokens=True).values()
+        texts = mask_of(ids, self._vocab_size)
+        forbid(texts, [*self._tokenizer.special_ids, *self._eos])
+        return texts
 
     def compile(self, form: StructuredOutputsParams) -> Grammar:
         """The grammar of a form, at its start. Raises InvalidRequest where it cannot be compiled, or no text can have the form."""
@@ -133,9 +142,25 @@ class GrammarCompiler:
             _refuse(field, "the model has no EOS to end an answer by", "no form can be asked of it", without)
         size = max(self._vocab_size, len(self._tokenizer))
         try:
-            return LLTokenizer(self._tokenizer.backend.to_str(), n_vocab=size, eos_token=self._eos)
+            return LLTokenizer(_as_written(self._tokenizer.backend.to_str()), n_vocab=size, eos_token=self._eos)
         except Exception as error:
             _refuse(field, str(error), "the model's tokenizer is of no kind that can be constrained", without)
+
+
+def _as_written(tokenizer: str) -> str:
+    """A tokenizer.json that leaves characters as they are. llguidance tokenizes text that must come, which a form of Unicode (Qwen's
+    tokenizers have NFC) would make other text, that the grammar then refuses."""
+    value = json.loads(tokenizer)
+
+    def kept(part: dict[str, Any]) -> bool:
+        return part.get("type") not in ("NFC", "NFD", "NFKC", "NFKD")
+
+    normalizer = value.get("normalizer") or {}
+    if normalizer.get("type") == "Sequence":
+        normalizer["normalizers"] = [*filter(kept, normalizer["normalizers"])]
+    elif not kept(normalizer):
+        value["normalizer"] = None
+    return json.dumps(value)
 
 
 def _source(form: StructuredOutputsParams) -> str:
