@@ -29,7 +29,7 @@ from vlmfx.compile.bundle import (
 )
 from vlmfx.compile.host import Host
 from vlmfx.compile.kernels import KERNELS
-from vlmfx.compile.ladders import EMBED, GENERATE, default_plan
+from vlmfx.compile.ladders import EMBED, GENERATE, MAX_PATCHES, default_plan
 from vlmfx.compile.layout import CacheLayout
 from vlmfx.compile.package import load
 from vlmfx.device import resolve_device
@@ -39,7 +39,6 @@ from vlmfx.folder import is_bundle
 
 MAX_NUM_SEQS = 16
 MAX_LEN = 4096  # of the default plan, where the context is longer
-MAX_PATCHES = {"cpu": 4096, "cuda": 16384}  # of the default plan's largest encode
 
 # Of our code, what programs come from, and the inputs that they are made for.
 _FOLDERS = ("models", "ops", "compile", "processing")

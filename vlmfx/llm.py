@@ -38,7 +38,6 @@ from vlmfx.processing.prompt import Plan, check_settings, complete, count_tokens
 from vlmfx.processing.video import sampling_of
 
 log = logging.getLogger("vlmfx")
-NOT_PREPARED = "the prompt could not be prepared"
 
 OnError = Literal["return", "raise"]
 Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput, ScoringRequestOutput)
@@ -299,7 +298,7 @@ class LLM:
             try:
                 requests.append(request(number, plan(self.model.processor, item)))
             except Exception as error:
-                results[number] = failed = kind.failed(str(number), as_vlmfx_error(error, NOT_PREPARED))
+                results[number] = failed = kind.failed(str(number), as_vlmfx_error(error, engine.NOT_PREPARED))
                 if isinstance(failed, RequestOutput):
                     failed.prompt = _text_of(item)
         with self._alone():
@@ -315,10 +314,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> bool:
         """Forget the prompts and images that are kept for others; False, and nothing is done, while requests run."""
-        done = self.engine.blocks.reset()
-        if done:
-            self.engine.features.clear()
-        return done
+        return self.engine.reset_prefix_cache()
 
     def warm_up(self, *, use_tqdm: bool = True) -> None:
         """Make all programs of the plan now, which otherwise are made when a request first needs them: compiled, captured or loaded."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from tqdm import tqdm
 from vlmfx.batch.files import Results, check_paths, count_lines, lines
 from vlmfx.batch.jobs import TASKS, Job, Line, answer, failure, make_job, nameless, read_line
 from vlmfx.engine.events import Event
-from vlmfx.errors import EngineFull, InvalidRequest, as_vlmfx_error
+from vlmfx.errors import EngineFull, InvalidRequest
 from vlmfx.llm import LLM
 
-log = logging.getLogger("vlmfx")
 MAX_BYTES = 1 << 28  # of lines in flight, beyond the first
 PATIENCE = 0.02  # seconds between looks for lines that are ready while pixels are loaded
 NUM_THREADS = 8  # that tokenize and fetch
@@ -89,7 +87,7 @@ class Run:
                     if line is not None:
                         yield from self._start(line)
                 yield from self._collect()
-                for event in self._step():
+                for event in self.engine.step_or_fail(PATIENCE) if self.engine.has_work else ():
                     yield from self._take(event)
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -124,15 +122,6 @@ class Run:
             for request in job.requests:
                 self.engine.add(request)
                 self._jobs[request.number] = job
-
-    def _step(self) -> list[Event]:
-        if not self.engine.has_work:
-            return []
-        try:
-            return self.engine.step(PATIENCE)
-        except Exception as error:
-            log.exception("a step failed; its requests are ended")
-            return self.engine.fail_all(as_vlmfx_error(error, "the step could not be computed"))
 
     def _take(self, event: Event) -> Iterator[Line]:
         """An output; the line's result with the last of them, or with the first that failed."""

@@ -10,6 +10,7 @@ from vlmfx.errors import PlanError
 
 GENERATE, EMBED = ("encode", "prefill", "decode"), ("encode", "pool")
 SQRT2 = 2**0.5
+MAX_PATCHES = {"cpu": 4096, "cuda": 16384}  # of the images of a step, by device, where nobody says; others as CUDA
 LEAST_PATCHES, LEAST_TOKENS = 64, 16
 TOKEN_MULTIPLE = 16  # rows of the smallest tile of a matrix unit
 

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmfx.compile.programs import Adjustments
+from vlmfx.engine.sampler import within_float32
 from vlmfx.engine.token_mask import Mask, every_token
 from vlmfx.engine.token_rules import TokenRules
-
-_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def adjustments(
@@ -32,8 +31,7 @@ def adjustments(
     if mask is None and not has_bias and not has_penalties:
         return None
     p = [r.params for r in rules]
-    # Within float32, so that no logit becomes NaN.
-    repetition = [min(max(x.repetition_penalty, _SMALLEST), _LARGEST) for x in p]
+    repetition = [within_float32(x.repetition_penalty) for x in p]  # so that no logit becomes NaN
     return Adjustments(
         mask=mask,
         bias_ids=_side_by_side([r.bias_ids for r in rules], total, -1) if has_bias else None,

@@ -6,7 +6,6 @@ requests that were in it fail, and the next ones are served."""
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -21,9 +20,8 @@ from vlmfx.engine.engine import Engine
 from vlmfx.engine.events import Event
 from vlmfx.engine.request import CompletionOutput, Logprob, RequestOutput
 from vlmfx.engine.sequence import Request
-from vlmfx.errors import EngineFull, VlmfxError, as_vlmfx_error
+from vlmfx.errors import EngineFull, VlmfxError
 
-log = logging.getLogger("vlmfx")
 MAX_WAITING = 1024  # requests that have not begun
 PATIENCE = 0.05  # seconds between looks for new requests while pixels are loaded
 
@@ -140,13 +138,8 @@ class AsyncEngine:
                 break
             for message in messages:
                 self._handle(message)
-            try:
-                for event in self.engine.step(PATIENCE):
-                    self._deliver(event)
-            except Exception as error:
-                log.exception("a step failed; its requests are ended")
-                for event in self.engine.fail_all(as_vlmfx_error(error, "the step could not be computed")):
-                    self._deliver(event)
+            for event in self.engine.step_or_fail(PATIENCE):
+                self._deliver(event)
         closing: VlmfxError = EngineFull("the engine was shut down before the request was done; send it to another.")
         for event in self.engine.fail_all(closing):
             self._deliver(event)

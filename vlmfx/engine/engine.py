@@ -5,6 +5,7 @@ noticed a step late, whose token is dropped."""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -18,6 +19,7 @@ import torch
 
 from vlmfx.checkpoint import Model
 from vlmfx.compile.executor import EagerExecutor, Executor
+from vlmfx.compile.ladders import MAX_PATCHES
 from vlmfx.compile.layout import CacheLayout
 from vlmfx.engine import runner
 from vlmfx.engine.block_manager import BlockManager
@@ -28,23 +30,24 @@ from vlmfx.engine.feature_cache import FeatureCache
 from vlmfx.engine.grammar import GrammarCompiler
 from vlmfx.engine.launched import Launched
 from vlmfx.engine.launcher import NOT_COMPUTED, Launcher
+from vlmfx.engine.options import FEATURE_BYTES
 from vlmfx.engine.pooler import vectors
 from vlmfx.engine.prepared import Prepared, prepared
 from vlmfx.engine.prompt_logprobs import prompt_logprobs
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.scheduler import Limits, Scheduler, StepPlan
-from vlmfx.engine.sequence import Request  # fmt: skip
+from vlmfx.engine.sequence import Request
 from vlmfx.engine.sequence import Sequence as Text
 from vlmfx.engine.taps import tap
 from vlmfx.engine.token_rules import TokenRules
 from vlmfx.errors import DeadlineExceeded, InvalidRequest, VlmfxError, as_vlmfx_error
+from vlmfx.processing.inputs import ModelInputs
 
+log = logging.getLogger("vlmfx")
 NOT_PREPARED = "the prompt could not be prepared"
-FEATURE_BYTES = 1 << 30
 LINGER = 0.01  # seconds that a step waits for pixels where nothing runs
 POOL_AHEAD = 64  # prompts for vectors whose pixels may be in memory
-MAX_PATCHES = {"cpu": 4096}  # of a step's images, where no plan says; 16,384 elsewhere
-Loaded = tuple[Prepared, TokenRules | None]
+Loaded = tuple[Prepared | ModelInputs, TokenRules | None]  # inputs alone of a prompt for a vector
 OnText = Callable[[int, str], None]  # (request number, its new text)
 
 
@@ -75,7 +78,7 @@ class Engine:
         self._new: list[tuple[tuple[int, int], Request]] = []  # a heap
         self._loading: dict[Future[Loaded], Request] = {}
         self._groups: dict[int, Group] = {}  # of those that have begun, by number
-        self._poolable: deque[tuple[Request, Prepared]] = deque()
+        self._poolable: deque[tuple[Request, ModelInputs]] = deque()
         self._pending: Launched | None = None
         self._events: list[Event] = []
         self._has_deadlines = self._has_host_rows = False
@@ -106,8 +109,7 @@ class Engine:
 
     def max_len(self, request: Request) -> int:
         """The most tokens that its prompt and answer may have together."""
-        most = min(self.model.max_model_len, self.capacity)
-        return request.num_tokens + request.params.token_budget(most - request.num_tokens)
+        return request.max_len(min(self.model.max_model_len, self.capacity))
 
     def metrics(self) -> dict[str, float]:
         """The counters, and what is held now."""
@@ -172,12 +174,18 @@ class Engine:
     def fail_all(self, error: VlmfxError) -> list[Event]:
         """End every request by an error. What the cache holds is forgotten: nobody knows what a step that failed has written."""
         self._pending = None
-        waiting = [*(request for _, request in self._new), *self._loading.values(), *(r for r, _ in self._poolable)]
-        for request in (*(group.request for group in self._groups.values()), *waiting):
+        for request in self._requests():
             self.end(request, error)
         self.blocks.reset()
         events, self._events = self._events, []
         return events
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget the blocks and images that are kept for other requests; False, and nothing is done, while requests run."""
+        is_done = self.blocks.reset()
+        if is_done:
+            self.features.clear()
+        return is_done
 
     def close(self) -> None:
         """End all requests and the threads."""
@@ -210,6 +218,23 @@ class Engine:
         events, self._events = self._events, []
         return events
 
+    def step_or_fail(self, timeout: float | None = None) -> list[Event]:
+        """As `step`, for who serves others after it: where it fails, all requests that are there end by that, and it is logged."""
+        try:
+            return self.step(timeout)
+        except Exception as error:
+            log.exception("a step failed; its requests are ended")
+            return self.fail_all(as_vlmfx_error(error, "the step could not be computed"))
+
+    def _requests(self) -> list[Request]:
+        """All that are there, begun or not."""
+        return [
+            *(group.request for group in self._groups.values()),
+            *(request for _, request in self._new),
+            *self._loading.values(),
+            *(request for request, _ in self._poolable),
+        ]
+
     def _load(self) -> None:
         """Have pixels made ready for as many requests as may run next, and begin those whose pixels are there."""
         while self._new:
@@ -239,7 +264,9 @@ class Engine:
     def _loaded(self, request: Request) -> Loaded:
         """The inputs of a request, and the rules of its tokens where it has any."""
         inputs, params, rules = request.load(), request.params, None
-        if params.has_rules and not request.pools:
+        if request.pools:
+            return inputs, None
+        if params.has_rules:
             form = params.structured_outputs
             grammar = None if form is None else self._grammars.compile(form)
             rules = TokenRules(params, inputs.token_ids, grammar=grammar, **self._vocabulary)
@@ -251,9 +278,7 @@ class Engine:
         if not self._has_deadlines:
             return
         now = time.perf_counter()
-        begun = [group.request for group in self._groups.values()]
-        not_begun = [*(r for _, r in self._new), *self._loading.values(), *(r for r, _ in self._poolable)]
-        for request in (*begun, *not_begun):
+        for request in self._requests():
             if request.deadline is not None and now > request.deadline:
                 error = DeadlineExceeded(
                     "deadline: the request took longer than it may; ask for less, or allow more time."
@@ -262,7 +287,7 @@ class Engine:
 
     def _pool(self) -> None:
         """The vectors of prompts that are ready, in one pass."""
-        batch: list[tuple[Request, Prepared]] = []
+        batch: list[tuple[Request, ModelInputs]] = []
         num_tokens = 0
         while self._poolable and len(batch) < self.limits.max_prefill_seqs:
             num_tokens += self._poolable[0][0].num_tokens
@@ -271,19 +296,19 @@ class Engine:
             batch.append(self._poolable.popleft())
         if not batch:
             return
-        inputs, dimensions = [made.inputs for _, made in batch], [request.dimensions for request, _ in batch]
-        found = vectors(self.model, inputs, dimensions, self.executor)
-        for (request, made), vector in zip(batch, found, strict=True):
+        dimensions = [request.dimensions for request, _ in batch]
+        found = vectors(self.model, [inputs for _, inputs in batch], dimensions, self.executor)
+        for (request, inputs), vector in zip(batch, found, strict=True):
             if isinstance(vector, VlmfxError):
                 self._refuse(request, vector)
                 continue
             embedding = EmbeddingOutput(embedding=vector.tolist())
-            output = EmbeddingRequestOutput(str(request.number), embedding, made.inputs.token_ids)
+            output = EmbeddingRequestOutput(str(request.number), embedding, inputs.token_ids)
             self.counters.num_finished += 1
             self._events.append(Event(request=request, output=output))
 
-    def _begin(self, request: Request, made: Prepared, rules: TokenRules | None) -> None:
-        if request.pools:
+    def _begin(self, request: Request, made: Prepared | ModelInputs, rules: TokenRules | None) -> None:
+        if isinstance(made, ModelInputs):
             self._poolable.append((request, made))
             return
         max_len, params = self.max_len(request), request.params
@@ -325,13 +350,12 @@ class Engine:
 
     def _collect(self, launched: Launched) -> None:
         """Read what a step drew."""
-        now = time.perf_counter
         for text, token, candidates in launched.read():
             text.num_in_flight -= 1
             if not text.is_open:
                 continue
             group = self._groups[text.request.number]
-            group.first_token_at = group.first_token_at or now()
+            group.first_token_at = group.first_token_at or time.perf_counter()
             shown = text.completion.push(token, candidates)
             self.counters.num_drawn += 1
             self.scheduler.publish(text)
@@ -391,7 +415,7 @@ def run(
     if not requests:
         return
     if executor is None:
-        longest = max(r.num_tokens + r.params.token_budget(model.max_model_len - r.num_tokens) for r in requests)
+        longest = max(r.max_len(model.max_model_len) for r in requests)
         layout = CacheLayout.of(min(max_num_seqs, len(requests)), longest)
         executor = EagerExecutor(model.program_set, model.params, layout=layout)
     engine = Engine(model, executor, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens)
@@ -434,7 +458,7 @@ def _limits(model: Model, executor: Executor, max_num_seqs: int, max_tokens: int
     plan = executor.plan
     rungs = () if plan is None else plan.prefill or plan.pool
     if plan is None or not rungs:
-        patches = MAX_PATCHES.get(model.device.type, 16384)
+        patches = MAX_PATCHES.get(model.device.type, MAX_PATCHES["cuda"])
         return Limits(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens, max_patches=patches)
     return Limits(
         max_num_seqs=min((max_num_seqs, *plan.decode[-1:])),

@@ -10,11 +10,10 @@ import torch
 from vlmfx.checkpoint import Model
 from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import EagerExecutor
-from vlmfx.compile.inputs import bucket_inputs
 from vlmfx.compile.layout import BLOCK_SIZE, CacheLayout, bytes_per_token
 from vlmfx.engine.options import EngineOptions
+from vlmfx.engine.warm_up import run_padding
 from vlmfx.errors import DeviceError
-from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.processing.prompt import example_vision
 
 log = logging.getLogger("vlmfx")
@@ -63,19 +62,10 @@ def step_bytes(model: Model, plan: Plan) -> int:
     programs, device = model.program_set, model.device
     layout = CacheLayout.of(1, model.max_model_len)
     eager = EagerExecutor(programs, model.params, layout=replace(layout, num_blocks=1))
-    before = torch.cuda.memory_allocated(device)
+    example, before = example_vision(model.processor), torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     for name in ("encode", "prefill", "pool"):
         if plan.rungs(name):
-            size = plan.rungs(name)[-1]
-            inputs = bucket_inputs(
-                programs, name, size, plan=plan, layout=layout, example=example_vision(model.processor)
-            )
-            if isinstance(inputs, VisionInputs):
-                eager.encode(inputs)
-            elif name == "pool":
-                eager.pool(inputs)
-            else:
-                eager.step(inputs, eager.cache)
+            run_padding(model, eager, name, plan.rungs(name)[-1], plan, layout, example)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before

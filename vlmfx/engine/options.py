@@ -8,6 +8,7 @@ from vlmfx.errors import InvalidRequest, shown
 
 MAX_NUM_SEQS = {"cuda": 128}  # by device, where the option is left out
 DEFAULT_NUM_SEQS = 16
+FEATURE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class EngineOptions:
     max_num_batched_tokens: int = 8192
     gpu_memory_utilization: float = 0.9
     kv_cache_memory_bytes: int | None = None
-    mm_feature_cache_bytes: int = 1 << 30
+    mm_feature_cache_bytes: int = FEATURE_BYTES
     enable_prefix_caching: bool = True
     async_scheduling: bool | None = None
 

@@ -56,6 +56,10 @@ class Request:
             is_ready=True,
         )
 
+    def max_len(self, most: int) -> int:
+        """The most tokens that prompt and answer may have together, where there is room for `most`."""
+        return self.num_tokens + self.params.token_budget(most - self.num_tokens)
+
     @property
     def order(self) -> tuple[int, int]:
         """Requests of lower order go first."""

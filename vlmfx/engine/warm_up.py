@@ -9,8 +9,11 @@ import torch
 from tqdm import tqdm
 
 from vlmfx.checkpoint import Model
+from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import Executor
 from vlmfx.compile.inputs import bucket_inputs
+from vlmfx.compile.layout import CacheLayout
+from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.processing.prompt import example_vision
 
 
@@ -18,31 +21,35 @@ from vlmfx.processing.prompt import example_vision
 def warm_up(model: Model, executor: Executor, *, use_tqdm: bool = True) -> None:
     """Run each program of the executor's plan once, the largest buckets first, so that the smaller ones find memory.
 
-    Inputs lie where those of requests do, and are all padding: no key or value is written. Greedy programs only; those that draw tokens
-    are made when they are first used. Nothing is done where there is no plan."""
-    plan, layout, device = executor.plan, executor.layout, model.device
+    Greedy programs only; those that draw tokens are made when they are first used. Nothing is done where there is no plan."""
+    plan, layout = executor.plan, executor.layout
     if plan is None or layout is None:
         return
-    num_sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None
+    example = example_vision(model.processor)
     work = [(name, size) for name in plan.programs for size in reversed(plan.rungs(name))]
     for name, size in tqdm(work, desc="warm up", unit="program", disable=not use_tqdm):
-        inputs: Any = bucket_inputs(
-            model.program_set,
-            name,
-            size,
-            plan=plan,
-            layout=layout,
-            example=example_vision(model.processor),
-            num_sms=num_sms,
-        )
-        if name == "encode":
-            executor.encode(inputs)
-            continue
-        if inputs.features is not None:
-            f, features = model.functions, inputs.features.to(device)
-            extras = f.extras(model.config, [1], [1], len(inputs.ids), features, inputs.feature_index)
-            inputs = replace(inputs, features=features, extras=extras)
-        if name == "pool":
-            executor.pool(inputs)
-        else:
-            executor.step(replace(inputs, ids=inputs.ids.to(device)) if name == "decode" else inputs, executor.cache)
+        run_padding(model, executor, name, size, plan, layout, example)
+
+
+def run_padding(
+    model: Model, executor: Executor, name: str, size: int, plan: Plan, layout: CacheLayout, example: VisionInputs
+) -> None:
+    """Run a program on inputs of a bucket that are all padding, and lie where those of requests do: no key or value is written.
+
+    layout: as long as sequences may get, where the executor's own cache is shorter. example: pixels of any image."""
+    device = model.device
+    num_sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None
+    inputs: Any = bucket_inputs(
+        model.program_set, name, size, plan=plan, layout=layout, example=example, num_sms=num_sms
+    )
+    if name == "encode":
+        executor.encode(inputs)
+        return
+    if inputs.features is not None:
+        f, features = model.functions, inputs.features.to(device)
+        extras = f.extras(model.config, [1], [1], len(inputs.ids), features, inputs.feature_index)
+        inputs = replace(inputs, features=features, extras=extras)
+    if name == "pool":
+        executor.pool(inputs)
+    else:
+        executor.step(replace(inputs, ids=inputs.ids.to(device)) if name == "decode" else inputs, executor.cache)
