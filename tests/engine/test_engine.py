@@ -22,7 +22,8 @@ from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import EagerExecutor, PlannedExecutor
 from vlmfx.compile.layout import BLOCK_SIZE, CacheLayout
 from vlmfx.engine import runner
-from vlmfx.engine.engine import Engine, drain
+from vlmfx.engine.drain import drain
+from vlmfx.engine.engine import Engine
 from vlmfx.engine.sequence import Request
 from vlmfx.processing.prompt import prepare
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -15,6 +15,7 @@ from vlmfx.errors import VlmfxError
 
 Candidates = dict[int, tuple[float, int]]  # id → (log-probability, rank)
 Failure = tuple[Request, VlmfxError]
+Drawn = tuple[Text, int, Candidates | None]  # a text with the token that it drew
 
 
 class Piece:
@@ -50,11 +51,10 @@ class Launched:
         """Which of ids each text drew."""
         return {text: row for row, text in enumerate(t for piece in self.pieces for t in piece.texts)}
 
-    def read(self) -> Iterator[tuple[Text, int, Candidates | None]]:
-        """Each text with the token that it drew; waits for the device."""
+    def read(self) -> list[Drawn]:
+        """What all texts drew; waits for the device."""
         if self._event is not None:
             self._event.synchronize()
-        tokens = iter(self._host.tolist())
-        for piece in self.pieces:
-            for text, candidates in zip(piece.texts, piece.candidates, strict=True):
-                yield text, next(tokens), candidates
+        texts = [text for piece in self.pieces for text in piece.texts]
+        candidates = [one for piece in self.pieces for one in piece.candidates]
+        return list(zip(texts, self._host.tolist(), candidates, strict=True))
