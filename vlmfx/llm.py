@@ -41,6 +41,8 @@ from vlmfx.processing.video import sampling_of
 
 log = logging.getLogger("vlmfx")
 
+QUICK_TOKENS = 4096  # whose keys are made in a millisecond
+
 OnError = Literal["return", "raise"]
 Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput, ScoringRequestOutput)
 Result = TypeVar("Result", RequestOutput, EmbeddingRequestOutput)
@@ -301,13 +303,18 @@ class LLM:
     def _request(self, number: int, made: Plan, params: SamplingParams, arrival: float, **more: Any) -> Request:
         return Request(
             number=number, num_tokens=len(made.expanded.token_ids), load=partial(_load, self.model, made), params=params,
-            arrival=arrival, prompt=made.prompt, is_ready=not (made.images or made.videos or params.structured_outputs), **more,
+            arrival=arrival, prompt=made.prompt, is_ready=_takes_no_time(made, params), **more,
         )  # fmt: skip
 
     def request(self, number: int, prompt: Any, params: SamplingParams | None = None, **more: Any) -> Request:
         """A prompt as `generate` takes one, as a request of the engine; more: its other fields. Raises InvalidRequest."""
+        pools = more.get("pools", False)
+        self._check_task("embed" if pools else "generate", "embed and score" if pools else "generate")
+        check_dimensions(self.model, more.get("dimensions"))
+        (params,) = _params_for([prompt], params)
+        more["taps"] = checked(self.model, more.get("taps"))
         made = plan(self.model.processor, as_prompt(prompt))
-        return self._request(number, made, params or SamplingParams.greedy(), time.perf_counter(), **more)
+        return self._request(number, made, params, time.perf_counter(), **more)
 
     def _run(
         self,
@@ -422,6 +429,12 @@ def _load(model: Model, made: Plan) -> ModelInputs:
             expected=dtype,
         )
     return inputs
+
+
+def _takes_no_time(made: Plan, params: SamplingParams) -> bool:
+    """Whether a request can be made ready where others wait for it."""
+    has_media = made.images or made.videos or made.embeds is not None
+    return not has_media and not params.has_rules and len(made.expanded.token_ids) <= QUICK_TOKENS
 
 
 def _text_of(item: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import pytest
@@ -79,4 +80,26 @@ def test_what_is_being_loaded_can_be_removed():
     intake.remove(0)
     assert not len(intake)
     assert list(intake.take()) == []
+    intake.close()
+
+
+def test_what_is_removed_takes_no_thread():
+    begun: list[int] = []
+    go_on = Event()
+
+    def load(request: Request) -> Any:
+        begun.append(request.number)
+        go_on.wait(10)
+        return loaded(request)
+
+    intake = Intake(load)
+    for number in range(50):
+        intake.add(request(number, is_ready=False))
+    intake.load(lambda request: True)
+    for number in range(49):
+        intake.remove(number)
+    go_on.set()
+    intake.wait(None)
+    assert [request.number for request, _ in intake.take()] == [49]
+    assert len(begun) < 20, "as many as there are threads, and the last"
     intake.close()

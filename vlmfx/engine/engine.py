@@ -15,9 +15,9 @@ import torch
 
 from vlmfx.checkpoint import Model
 from vlmfx.compile.executor import Executor
-from vlmfx.compile.ladders import MAX_PATCHES
 from vlmfx.compile.layout import CacheLayout
 from vlmfx.engine import runner
+from vlmfx.engine.admission import Admission, limits_of
 from vlmfx.engine.block_manager import BlockManager
 from vlmfx.engine.completion import Completion
 from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput
@@ -33,12 +33,12 @@ from vlmfx.engine.pooler import vectors
 from vlmfx.engine.prepared import Prepared, prepared
 from vlmfx.engine.prompt_logprobs import prompt_logprobs
 from vlmfx.engine.request import SamplingParams
-from vlmfx.engine.scheduler import Limits, Scheduler, StepPlan
+from vlmfx.engine.scheduler import Scheduler, StepPlan
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.sequence import Sequence as Text
 from vlmfx.engine.taps import tap
 from vlmfx.engine.token_rules import TokenRules
-from vlmfx.errors import DeadlineExceeded, InvalidRequest, VlmfxError, as_vlmfx_error
+from vlmfx.errors import DeadlineExceeded, VlmfxError, as_vlmfx_error
 from vlmfx.processing.inputs import ModelInputs
 
 log = logging.getLogger("vlmfx")
@@ -68,7 +68,8 @@ class Engine:
         self.model, self.executor, self.overlaps = model, executor, overlaps
         self.observer = observer or Observer()
         self.layout: CacheLayout = executor.layout
-        self.limits = _limits(model, executor, max_num_seqs, max_num_batched_tokens)
+        self.limits = limits_of(model, executor, max_num_seqs, max_num_batched_tokens)
+        self._admission = Admission(executor=executor, limits=self.limits, capacity=self.capacity)
         self.features = FeatureCache(feature_cache_bytes)
         self.blocks = BlockManager(self.layout.num_blocks, caches_prefixes=caches_prefixes)
         self.scheduler = Scheduler(self.blocks, self.features, self.limits, self.layout.block_size)
@@ -125,21 +126,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequest for a request that can never be served."""
-        if not request.pools and request.num_tokens >= self.capacity:
-            raise InvalidRequest(
-                "prompt",
-                f"it is {request.num_tokens} tokens long, but the cache holds {self.capacity} in all; shorten it, or give the cache more "
-                "memory (kv_cache_memory_bytes).",
-                found=request.num_tokens,
-                expected=self.capacity - 1,
-            )
-        if request.params.n > self.limits.max_num_seqs:
-            raise InvalidRequest(
-                "n",
-                f"it is {request.params.n}, but only {self.limits.max_num_seqs} texts are generated at once (max_num_seqs); ask for fewer.",
-                found=request.params.n,
-                expected=self.limits.max_num_seqs,
-            )
+        self._admission.check(request)
 
     def add(self, request: Request) -> None:
         """Take a request; what becomes of it comes out of `step`. Raises InvalidRequest."""
@@ -152,7 +139,7 @@ class Engine:
         self._begin(request, *self._loaded(request))
 
     def abort(self, number: int) -> None:
-        """End a request, whose output comes out of the next step with what it has by then."""
+        """End a request. Of one that has begun to be generated an output comes out of the next step, with what it has by then."""
         self.observer.ended(number, None)
         self._remove(number)
         group = self._groups.get(number)
@@ -243,7 +230,7 @@ class Engine:
     def _load(self) -> None:
         """Have pixels made ready for as many requests as may run next, and begin those whose pixels are there."""
         self._intake.load(self._has_room)
-        if self._intake.num_loading and not self.scheduler.running:
+        if self._intake.num_loading and not self.scheduler.running and not self._poolable:
             self._intake.wait(LINGER, for_all=True)  # what is ready soon may share the step
         for request, loaded in self._intake.take():
             try:
@@ -258,6 +245,7 @@ class Engine:
     def _loaded(self, request: Request) -> Loaded:
         """The inputs of a request, and the rules of its tokens where it has any."""
         inputs, params, rules = request.load(), request.params, None
+        self._admission.check_media(inputs)
         if request.pools:
             return inputs, None
         if params.has_rules:
@@ -322,7 +310,7 @@ class Engine:
         ]
         texts[0].forks = texts[1:]
         self._has_host_rows |= _needs_host(texts[0])
-        self._groups[request.number] = Group(
+        group = Group(
             request=request,
             prepared=made,
             texts=texts,
@@ -330,6 +318,7 @@ class Engine:
             prompt_logprobs=None if num is None else prompt_logprobs(self.model, made.inputs, num, max_len=max_len),
         )
         self.observer.began(request, made.inputs)
+        self._groups[request.number] = group
         self.scheduler.add(texts[0])
 
     def _launch(self, plan: StepPlan, before: Launched | None) -> Launched:
@@ -360,7 +349,8 @@ class Engine:
             shown = text.completion.push(token, candidates)
             self.counters.num_drawn += 1
             self.scheduler.publish(text)
-            if text.completion.end is not None:
+            end = text.completion.end
+            if end is not None:
                 self.scheduler.finish(text)
             elif text.rules is not None:
                 try:
@@ -376,6 +366,8 @@ class Engine:
                 text=shown,
                 token_ids=(token,),
                 logprobs=new,
+                finish_reason=None if end is None else end.finish_reason,
+                stop_reason=None if end is None else end.stop_reason,
                 output=output,
             )
             self._finish(group, event) if output is not None else self._events.append(event)
@@ -390,6 +382,7 @@ class Engine:
     def _refuse(self, request: Request, error: VlmfxError) -> None:
         """End a request that has not begun by an error."""
         self.counters.num_failed += 1
+        self.counters.num_finished += 1
         self._events.append(Event(request=request, output=request.failed(error)))
 
     def _finish(self, group: Group, event: Event) -> None:
@@ -399,22 +392,6 @@ class Engine:
         del self._groups[group.request.number]
         self.counters.num_finished += 1
         self._events.append(event)
-
-
-def _limits(model: Model, executor: Executor, max_num_seqs: int, max_tokens: int) -> Limits:
-    """What was asked for, and no more than an executor's plan has room for."""
-    plan = executor.plan
-    rungs = () if plan is None else plan.prefill or plan.pool
-    if plan is None or not rungs:
-        patches = MAX_PATCHES.get(model.device.type, MAX_PATCHES["cuda"])
-        return Limits(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens, max_patches=patches)
-    return Limits(
-        max_num_seqs=min((max_num_seqs, *plan.decode[-1:])),
-        max_num_batched_tokens=min(max_tokens, rungs[-1]),
-        max_prefill_seqs=plan.max_seqs,
-        max_patches=plan.encode[-1] if plan.encode else 1,
-        max_segments=plan.max_segments,
-    )
 
 
 def _needs_host(text: Text) -> bool:

@@ -38,10 +38,12 @@ class Intake:
         heappush(self._new, (request.order, request))
 
     def remove(self, number: int) -> None:
-        """Forget a request, where it is here; what is being loaded is dropped."""
+        """Forget a request, where it is here; what a thread is loading already is dropped."""
         self._new = [entry for entry in self._new if entry[1].number != number]
         heapify(self._new)
-        self._loading = {future: request for future, request in self._loading.items() if request.number != number}
+        for future in [future for future, request in self._loading.items() if request.number == number]:
+            future.cancel()
+            del self._loading[future]
 
     def load(self, has_room: Callable[[Request], bool]) -> None:
         """Begin to load requests in order, as long as there is room for the next."""
