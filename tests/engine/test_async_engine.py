@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -109,7 +110,8 @@ def test_events_hold_what_is_new_and_say_when_a_text_ends():
 
     async def test() -> None:
         async with engine_of() as engine:
-            events = [event async for event in engine.events("Hello", drawn)]
+            stream = engine.events(lambda numbers: [engine.make(numbers[0], "Hello", drawn)])
+            events = [event async for some in stream for event in some]
             output = events[-1].output
             assert isinstance(output, RequestOutput)
             for text in output.outputs:
@@ -121,7 +123,34 @@ def test_events_hold_what_is_new_and_say_when_a_text_ends():
             assert [event.output is None for event in events] == [True] * (len(events) - 1) + [False]
             *_, before, last = [output async for output in engine.generate("Hello", drawn)]
             assert [len(o.logprobs or ()) for o in before.outputs] == [len(o.token_ids) for o in before.outputs]
-            assert sum(len(o.token_ids) for o in before.outputs) == sum(len(o.token_ids) for o in last.outputs) - 1
+            for earlier, later in zip(before.outputs, last.outputs, strict=True):
+                assert earlier.token_ids == later.token_ids[: len(earlier.token_ids)]
+                assert later.text.startswith(earlier.text)
+
+    run(test)
+
+
+def test_several_requests_of_one_reader_end_together_where_one_fails():
+    async def test() -> None:
+        async with engine_of() as engine:
+
+            def make(numbers: list[int]) -> Any:
+                return [engine.make(number, "Hello", LONG) for number in numbers]
+
+            def make_with_one_bad(numbers: list[int]) -> Any:
+                bad = replace(make(numbers[2:])[0], num_tokens=10**9)
+                return [*make(numbers[:2]), bad]
+
+            outputs = [
+                event.output async for some in engine.events(make, 3, wants_all=False) for event in some
+            ]  # fmt: skip
+            assert sorted(o.request_id for o in outputs if o is not None) == ["0", "1", "2"]
+            with pytest.raises(InvalidRequest, match="the cache holds"):
+                async for _ in engine.events(make_with_one_bad, 3):
+                    pass
+            await last(engine, "Hello", SamplingParams.greedy(max_tokens=1))
+            assert engine.num_requests == 0
+            assert not engine.engine.scheduler.running
 
     run(test)
 
@@ -256,7 +285,7 @@ def test_a_reader_whose_loop_is_closed_harms_no_other():
     engine = AsyncEngine(llm.engine, llm.request)
 
     async def begin() -> None:
-        events = engine.events("Hello", LONG)
+        events = engine.events(lambda numbers: [engine.make(numbers[0], "Hello", LONG)])
         await anext(events)
         left.append(events)
 

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -33,20 +34,29 @@ NUM_MAKERS = 8  # threads that tokenize and fetch
 
 @dataclass(eq=False)
 class Mailbox:
-    """What came for a request and was not read yet; `loop` is that of its reader."""
+    """What came for some requests and was not read yet; `loop` is that of its reader, who may want outputs alone."""
 
     loop: asyncio.AbstractEventLoop
+    wants_all: bool = True
     events: deque[Event] = field(default_factory=deque)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, event: Event) -> bool:
-        """Whether the reader can be told."""
+        """Whether there is a reader still."""
+        if event.output is None and not self.wants_all:
+            return True  # each event would wake the reader
         self.events.append(event)
         try:
             self.loop.call_soon_threadsafe(self.ready.set)
         except RuntimeError:  # its loop is closed
             return False
         return True
+
+    async def take(self) -> list[Event]:
+        """All that has come, once there is something; it may be empty."""
+        await self.ready.wait()
+        self.ready.clear()
+        return [self.events.popleft() for _ in range(len(self.events))]
 
 
 class AsyncEngine:
@@ -78,55 +88,66 @@ class AsyncEngine:
         """Whether no more requests are taken."""
         return self._is_draining
 
-    async def events(self, prompt: Any, params: Any = None, **options: Any) -> AsyncIterator[Event]:
-        """What is new of a request each time that there is more; the last event has its output. The request is ended where the reader
-        stops.
+    async def events(
+        self,
+        make: Callable[[list[int]], list[Request]],
+        num: int = 1,
+        pool: ThreadPoolExecutor | None = None,
+        *,
+        wants_all: bool = True,
+    ) -> AsyncGenerator[list[Event], None]:
+        """What is new in `num` requests: each time that there is more all of it, until the last of them is done; with wants_all=False
+        only the events that have an output.
 
-        Raises EngineFull at once, what `make` raises, and what the request fails by."""
+        make(numbers) gives the requests of these numbers; it runs in a thread of pool, or of the engine's own. Where one of them fails
+        or the reader stops, all of them are ended. Raises EngineFull at once, what `make` raises, and what a request fails by."""
         if self._is_draining:
             raise _closed("takes no more requests")
         if len(self._mailboxes) - self.engine.limits.max_num_seqs >= self.max_waiting:
             raise EngineFull(
                 f"{self.max_waiting} requests wait already, which is as many as may; send it again in a while."
             )
-        number, mailbox, has_ended = next(self._numbers), Mailbox(asyncio.get_running_loop()), False
-        self._mailboxes[number] = mailbox
+        numbers = [next(self._numbers) for _ in range(num)]
+        mailbox = Mailbox(asyncio.get_running_loop(), wants_all)
+        is_open = set(numbers)
+        self._mailboxes.update(dict.fromkeys(numbers, mailbox))
         try:
-            made = partial(self._made, number, prompt, params=params, **options)
-            request = await mailbox.loop.run_in_executor(self._makers, made)
-            if not self._tell(partial(self._add, request)):
-                raise _closed("takes no more requests")
-            while True:
-                await mailbox.ready.wait()
-                mailbox.ready.clear()
-                while mailbox.events:
-                    event = mailbox.events.popleft()
-                    has_ended = event.output is not None
-                    if event.output is not None and event.output.error is not None:
-                        raise event.output.error
-                    yield event
-                    if has_ended:
-                        return
+            made = partial(self._made, make, numbers)
+            for request in await mailbox.loop.run_in_executor(pool or self._makers, made):
+                if not self._tell(partial(self._add, request)):
+                    raise _closed("takes no more requests")
+            while is_open:
+                events = await mailbox.take()
+                is_open -= {event.request.number for event in events if event.output is not None}
+                errors = [e.output.error for e in events if e.output is not None and e.output.error is not None]
+                good = [event for event in events if event.output is None or event.output.error is None]
+                if good:
+                    yield good
+                if errors:
+                    raise errors[0]
         finally:
-            self._mailboxes.pop(number, None)
-            if not has_ended:
+            for number in numbers:
+                self._mailboxes.pop(number, None)
+            for number in is_open:
                 self._tell(partial(self.engine.abort, number))
 
     async def generate(self, prompt: Any, params: Any = None, **options: Any) -> AsyncIterator[RequestOutput]:
         """All there is of a request each time that there is more, and at last the finished output. Each output holds all that came before
-        it again; `events` does not. Raises as `events` does."""
+        it again; `events` does not. The request is ended where the reader stops. Raises as `events` does."""
         so_far = Partial()
-        async for event in self.events(prompt, params, **options):
-            if isinstance(event.output, RequestOutput):
-                yield event.output
-            else:
-                so_far.add(event)
-                yield so_far.output()
+        make = self._one(prompt, params=params, **options)
+        async with aclosing(self.events(make)) as stream:
+            async for events in stream:
+                *new, last = events
+                for event in new if last.output is not None else events:
+                    so_far.add(event)
+                yield last.output if isinstance(last.output, RequestOutput) else so_far.output()
 
     async def embed(self, prompt: Any, **options: Any) -> EmbeddingRequestOutput:
         """The vector of a prompt. Raises as `events` does."""
-        async for event in self.events(prompt, pools=True, **options):
-            if isinstance(event.output, EmbeddingRequestOutput):
+        async with aclosing(self.events(self._one(prompt, pools=True, **options), wants_all=False)) as stream:
+            async for (event,) in stream:
+                assert isinstance(event.output, EmbeddingRequestOutput)
                 return event.output
         raise AssertionError("a request ended without an output")
 
@@ -158,10 +179,13 @@ class AsyncEngine:
         self._thread.join()
         self._makers.shutdown(wait=False)  # those that come to `_made` later end by themselves
 
-    def _made(self, number: int, prompt: Any, **options: Any) -> Request:
+    def _one(self, prompt: Any, **options: Any) -> Callable[[list[int]], list[Request]]:
+        return lambda numbers: [self.make(numbers[0], prompt, **options)]
+
+    def _made(self, make: Callable[[list[int]], list[Request]], numbers: list[int]) -> list[Request]:
         if self._is_closed:
             raise _closed("takes no more requests")
-        return self.make(number, prompt, **options)
+        return make(numbers)
 
     def _tell(self, message: Callable[[], None]) -> bool:
         """Have the engine's thread do something; False where it does nothing any more."""
