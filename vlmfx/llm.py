@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,7 +21,7 @@ from vlmfx import __version__, checkpoint
 from vlmfx.checkpoint import Model
 from vlmfx.compile import buckets
 from vlmfx.compile.counter import CompileCounter, Compiles
-from vlmfx.engine.drain import drain
+from vlmfx.engine.drain import Made, drain
 from vlmfx.engine.embedding import EmbeddingRequestOutput, ScoringRequestOutput, score_of
 from vlmfx.engine.engine import NOT_PREPARED, Engine
 from vlmfx.engine.executors import executor_for
@@ -41,6 +42,7 @@ from vlmfx.processing.video import sampling_of
 
 log = logging.getLogger("vlmfx")
 
+NUM_MAKERS = 8  # threads that tokenize and fetch
 QUICK_TOKENS = 4096  # whose keys are made in a millisecond
 
 OnError = Literal["return", "raise"]
@@ -326,20 +328,28 @@ class LLM:
         on_text: Callable[[int, str], None],
     ) -> list[Result]:
         """The output of each item, by the request that is made of its number and plan; of one that has no plan the error."""
-        results: list[Any] = [None] * len(items)
-        requests: list[Request] = []
-        for number, item in enumerate(items):
+
+        def made(number: int, item: Any) -> Made:
             try:
-                requests.append(request(number, plan(self.model.processor, item)))
+                return request(number, plan(self.model.processor, item))
             except Exception as error:
-                results[number] = failed = kind.failed(str(number), as_vlmfx_error(error, NOT_PREPARED))
+                failed = kind.failed(str(number), as_vlmfx_error(error, NOT_PREPARED))
                 if isinstance(failed, RequestOutput):
                     failed.prompt = _text_of(item)
-        with self._alone():
-            outputs = drain(self.engine, requests, on_text)
-            hidden = not use_tqdm or len(items) < 2
-            for output in tqdm(outputs, total=len(requests), desc=what, unit="prompt", disable=hidden):
-                results[int(output.request_id)] = output
+                return failed
+
+        results: list[Any] = [None] * len(items)
+        threads = ThreadPoolExecutor(NUM_MAKERS, thread_name_prefix="vlmfx-prepare") if len(items) > 1 else None
+        try:
+            with self._alone():
+                requests = [threads.submit(made, *item) if threads else made(*item) for item in enumerate(items)]
+                outputs = drain(self.engine, requests, on_text)
+                hidden = not use_tqdm or len(items) < 2
+                for output in tqdm(outputs, total=len(items), desc=what, unit="prompt", disable=hidden):
+                    results[int(output.request_id)] = output
+        finally:
+            if threads:
+                threads.shutdown(wait=False, cancel_futures=True)
         return results
 
     def count_tokens(self, prompt: Any) -> int:

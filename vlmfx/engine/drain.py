@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from vlmfx.checkpoint import Model
 from vlmfx.compile.executor import EagerExecutor, Executor
 from vlmfx.compile.layout import CacheLayout
 from vlmfx.engine import runner
-from vlmfx.engine.engine import Engine
+from vlmfx.engine.engine import LINGER, Engine
 from vlmfx.engine.events import Output
 from vlmfx.engine.request import RequestOutput
 from vlmfx.engine.sequence import Request
 from vlmfx.errors import VlmfxError
 
+Made = Request | Output  # or the output of what cannot be made a request
 OnText = Callable[[int, str], None]  # (request number, its new text)
 
 
@@ -44,19 +47,23 @@ def run(
         engine.close()
 
 
-def drain(engine: Engine, requests: Sequence[Request], on_text: OnText) -> Iterator[Output]:
+def drain(engine: Engine, requests: Iterable[Made | Future[Made]], on_text: OnText) -> Iterator[Output]:
     """The outputs of requests as they finish, in an engine that has no others; one that cannot be served has its error in it.
 
+    Futures are of requests that other threads make, or of outputs of those that cannot be made; they join in order, as they are ready.
     Where the caller stops, or on_text raises, those that are left are ended."""
-    mine = {request.number for request in requests}
+    waiting, mine = deque(requests), set[int]()
     try:
-        for request in requests:
-            try:
-                engine.add(request)
-            except VlmfxError as error:
-                mine.remove(request.number)
-                yield request.failed(error)
-        while engine.has_work:
+        while waiting or engine.has_work:
+            for made in _ready(waiting, engine.has_work):
+                if not isinstance(made, Request):
+                    yield made
+                    continue
+                try:
+                    engine.add(made)
+                    mine.add(made.number)
+                except VlmfxError as error:
+                    yield made.failed(error)
             for event in engine.step():
                 if event.text:
                     on_text(event.request.number, event.text)
@@ -64,7 +71,26 @@ def drain(engine: Engine, requests: Sequence[Request], on_text: OnText) -> Itera
                     mine.remove(event.request.number)
                     yield event.output
     finally:
+        for future in waiting:
+            if isinstance(future, Future):
+                future.cancel()
         for number in mine:
             engine.abort(number)
         if mine:
             engine.step()
+
+
+def _ready(waiting: deque[Made | Future[Made]], is_busy: bool) -> Iterator[Made]:
+    """Those at the head that are made; at least one where there is nothing else to do, and those that are made soon after."""
+    if not is_busy and (futures := [one for one in waiting if isinstance(one, Future)]):
+        wait(futures, return_when=FIRST_COMPLETED)
+        wait(futures, LINGER)
+    while waiting:
+        head = waiting[0]
+        if isinstance(head, Future):
+            if is_busy and not head.done():
+                return
+            head = head.result()
+        waiting.popleft()
+        is_busy = True
+        yield head
