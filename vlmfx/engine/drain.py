@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, wait
 
 from vlmfx.checkpoint import Model
 from vlmfx.compile.executor import EagerExecutor, Executor
@@ -82,9 +82,9 @@ def drain(engine: Engine, requests: Iterable[Made | Future[Made]], on_text: OnTe
 
 def _ready(waiting: deque[Made | Future[Made]], is_busy: bool) -> Iterator[Made]:
     """Those at the head that are made; at least one where there is nothing else to do, and those that are made soon after."""
-    if not is_busy and (futures := [one for one in waiting if isinstance(one, Future)]):
-        wait(futures, return_when=FIRST_COMPLETED)
-        wait(futures, LINGER)
+    if not is_busy:
+        wait(one for one in [*waiting][:1] if isinstance(one, Future))
+        wait((one for one in waiting if isinstance(one, Future)), LINGER)
     while waiting:
         head = waiting[0]
         if isinstance(head, Future):
