@@ -207,7 +207,7 @@ def moved(inputs: Tree, device: torch.device) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         is_upload = device.type == "cuda" and leaf.device.type == "cpu"
-        return leaf.pin_memory().to(device, non_blocking=True) if is_upload else leaf.to(device)
+        return leaf.contiguous().pin_memory().to(device, non_blocking=True) if is_upload else leaf.to(device)
 
     return tree_map(move, inputs)
 
