@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -131,7 +131,7 @@ class AsyncEngine:
             for number in is_open:
                 self._tell(partial(self.engine.abort, number))
 
-    async def generate(self, prompt: Any, params: Any = None, **options: Any) -> AsyncIterator[RequestOutput]:
+    async def generate(self, prompt: Any, params: Any = None, **options: Any) -> AsyncGenerator[RequestOutput, None]:
         """All there is of a request each time that there is more, and at last the finished output. Each output holds all that came before
         it again; `events` does not. The request is ended where the reader stops. Raises as `events` does."""
         so_far = Partial()
