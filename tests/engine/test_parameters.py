@@ -122,3 +122,19 @@ def test_prompt_logprobs_come_with_the_output(llm):
     assert found[0] is None
     assert [next(iter(entry)) for entry in found[1:]] == output.prompt_token_ids[1:]
     assert all(len(entry) in (2, 3) for entry in found[1:])
+
+
+def test_a_step_is_launched_before_the_one_before_it_is_read_also_where_rules_need_the_host(monkeypatch):
+    model, order = load_model(TINY["qwen2_vl"]), []
+
+    def noting(what: str, run: Any) -> Any:
+        return lambda *args, **options: (order.append(what), run(*args, **options))[1]
+
+    monkeypatch.setattr(runner, "decode", noting("launch", runner.decode))
+    monkeypatch.setattr(Launched, "read", noting("read", Launched.read))
+    params = [SamplingParams.greedy(max_tokens=4, ignore_eos=True, bad_words=["a bad word"]), SamplingParams(max_tokens=4)]
+    expected = [LLM(model).generate("Hello", p)[0].outputs[0].token_ids for p in params[:1]]
+    order.clear()
+    outputs = LLM(model, async_scheduling=True).generate(["Hello", "What?"], params, use_tqdm=False)
+    assert outputs[0].outputs[0].token_ids == expected[0]
+    assert order == ["launch", "read", "launch", "read", "launch", "read", "read"], "the first read is of the prompts"

@@ -79,7 +79,7 @@ class Engine:
         self._poolable: deque[tuple[Request, ModelInputs]] = deque()
         self._pending: Launched | None = None
         self._events: list[Event] = []
-        self._has_deadlines = self._has_host_rows = False
+        self._has_deadlines = False
         tokenizer, vocab_size = model.processor.tokenizer, model.processor.vocab_size
         self._vocabulary: dict[str, Any] = {
             "tokenizer": tokenizer,
@@ -188,17 +188,13 @@ class Engine:
         self._expire()
         self._load()
         self._pool()
-        if self._pending is not None and self._has_host_rows and any(map(_needs_host, self.scheduler.running)):
-            self._collect(self._pending)  # what may come next depends on it
-            self._pending = None
         plan = self.scheduler.schedule()
-        before = self._pending
-        if plan:
-            self._pending = self._launch(plan, before)
+        before, self._pending = self._pending, None
+        launched = self._launch(plan, before) if plan else None
+        if self.overlaps:
+            self._pending = launched
         else:
-            self._pending = None
-        if not self.overlaps:
-            before, self._pending = self._pending, None
+            before = launched
         if before is not None:
             self._collect(before)
         elif not plan and self._intake.num_loading and not self._events:
@@ -309,7 +305,6 @@ class Engine:
             for index in range(params.n)
         ]
         texts[0].forks = texts[1:]
-        self._has_host_rows |= _needs_host(texts[0])
         group = Group(
             request=request,
             prepared=made,
@@ -323,7 +318,7 @@ class Engine:
 
     def _launch(self, plan: StepPlan, before: Launched | None) -> Launched:
         self.observer.planned(plan)
-        launched = self._launcher.launch(plan, before)
+        launched = self._launcher.launch(plan, before, self._collect)
         self.observer.failed(launched.failed)
         for request, error in launched.failed:
             self._fail(request, error)
@@ -337,7 +332,9 @@ class Engine:
         return launched
 
     def _collect(self, launched: Launched) -> None:
-        """Read what a step drew."""
+        """Read what a step drew, unless that is done."""
+        if launched.is_read:
+            return
         drawn = launched.read()
         self.observer.read(drawn)
         for text, token, candidates in drawn:
@@ -392,7 +389,3 @@ class Engine:
         del self._groups[group.request.number]
         self.counters.num_finished += 1
         self._events.append(event)
-
-
-def _needs_host(text: Text) -> bool:
-    return text.rules is not None and text.rules.needs_host

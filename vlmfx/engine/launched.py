@@ -30,7 +30,7 @@ class Launched:
     """All pieces of a step, and the requests that failed in it. The ids are on their way to the host from the beginning."""
 
     def __init__(self, pieces: Sequence[Piece], device: torch.device, failed: Sequence[Failure] = ()) -> None:
-        self.pieces, self.failed = pieces, failed
+        self.pieces, self.failed, self.is_read = pieces, failed, False
         ids = [piece.ids for piece in pieces]
         self.ids = (
             ids[0] if len(ids) == 1 else torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=device)
@@ -47,6 +47,7 @@ class Launched:
 
     def read(self) -> list[Drawn]:
         """What all texts drew; waits for the device."""
+        self.is_read = True
         if self._event is not None:
             self._event.synchronize()
         texts = [text for piece in self.pieces for text in piece.texts]

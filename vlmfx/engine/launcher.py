@@ -40,8 +40,9 @@ class Launcher:
         self._vocab_size = model.processor.vocab_size
         self.num_encoded = 0
 
-    def launch(self, plan: StepPlan, before: Launched | None) -> Launched:
-        """Start a step. before: the one whose tokens are not read yet, where there is one."""
+    def launch(self, plan: StepPlan, before: Launched | None, collect: Callable[[Launched], None]) -> Launched:
+        """Start a step. before: the one whose tokens are not read yet, where there is one; it is given to collect where a row's rules
+        must know them, once the model is launched, so that what may come next is found while that runs."""
         failed: list[Failure] = []
         runner.copy_blocks(self.executor.cache, plan.copies)
         bad = self._encode(plan.encode)
@@ -54,7 +55,7 @@ class Launcher:
             else:
                 chunks.append(chunk)
         pieces = self._attempt(chunks, self._prefill, failed)
-        pieces += self._attempt(plan.decode, partial(self._decode, before=before), failed)
+        pieces += self._attempt(plan.decode, partial(self._decode, before=before, collect=collect), failed)
         return Launched(pieces, self.model.device, failed)
 
     def _encode(self, items: Sequence[Item]) -> dict[bytes, VlmfxError]:
@@ -146,7 +147,7 @@ class Launcher:
             count += last + 1 - first
         return {"features": torch.cat(rows) if rows else None, "feature_index": mine}
 
-    def _decode(self, texts: Sequence[Text], before: Launched | None) -> Piece:
+    def _decode(self, texts: Sequence[Text], before: Launched | None, collect: Callable[[Launched], None]) -> Piece:
         # The newest token is computed by this step, and the one it draws is counted in flight already.
         lens = [t.num_computed for t in texts]
         rows = [
@@ -163,6 +164,8 @@ class Launcher:
             self.model, newest, rows, self.executor.cache, None if rules else sampling, self.executor
         )
         if rules is not None:
+            if before is not None and any(r.needs_host for r in rules):
+                collect(before)
             ahead = [t.num_in_flight > 1 for t in texts]
             found = adjustments(rules, self._vocab_size, ahead)
             if found is not None and found.newest is not None:
