@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from threading import Condition, Thread
@@ -36,7 +37,14 @@ class Mailbox:
 
     def put(self, event: Event) -> None:
         self.events.append(event)
-        self.loop.call_soon_threadsafe(self.ready.set)
+        with suppress(RuntimeError):  # the reader's loop is closed: nobody waits for it
+            self.loop.call_soon_threadsafe(self.ready.set)
+
+    async def take(self) -> list[Event]:
+        """All that has come, once there is something; it may be empty."""
+        await self.ready.wait()
+        self.ready.clear()
+        return [self.events.popleft() for _ in range(len(self.events))]
 
 
 class AsyncEngine:
@@ -58,6 +66,16 @@ class AsyncEngine:
         """Requests that are in it, waiting or running."""
         return len(self._mailboxes)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._is_draining
+
     async def generate(self, prompt: Any, params: Any = None, **options: Any) -> AsyncIterator[RequestOutput]:
         """All there is of a request each time that there is more, and at last the finished output. The request is ended where the reader
         stops.
@@ -74,37 +92,54 @@ class AsyncEngine:
                 return output
         raise AssertionError("a request ended without an output")
 
-    async def _outputs(self, prompt: Any, **options: Any) -> AsyncIterator[RequestOutput | EmbeddingRequestOutput]:
+    async def events(
+        self, make: Callable[[list[int]], list[Request]], num: int = 1, pool: ThreadPoolExecutor | None = None
+    ) -> AsyncGenerator[list[Event], None]:
+        """What is new in `num` requests: each time that there is more all of it, until the last of them is done.
+
+        make(numbers) gives the requests of these numbers; it runs in a thread of pool, or of the engine's own. Where one of them fails
+        or the reader stops, all of them are ended. Raises as `generate` does."""
         if self._is_draining:
             raise EngineFull("the engine is being shut down and takes no more requests; send it to another.")
         if len(self._mailboxes) - self.engine.limits.max_num_seqs >= self.max_waiting:
             raise EngineFull(
                 f"{self.max_waiting} requests wait already, which is as many as may; send it again in a while."
             )
-        number, mailbox, has_ended = next(self._numbers), Mailbox(asyncio.get_running_loop()), False
-        self._mailboxes[number] = mailbox
+        numbers, mailbox = [next(self._numbers) for _ in range(num)], Mailbox(asyncio.get_running_loop())
+        is_open = set(numbers)
+        self._mailboxes.update(dict.fromkeys(numbers, mailbox))
         try:
-            request = await mailbox.loop.run_in_executor(self._makers, lambda: self.make(number, prompt, **options))
-            self._tell(request)
-            so_far = Partial(request)
-            while True:
-                await mailbox.ready.wait()
-                mailbox.ready.clear()
-                while mailbox.events:
-                    event = mailbox.events.popleft()
+            for request in await mailbox.loop.run_in_executor(pool or self._makers, make, numbers):
+                self._tell(request)
+            if not self.is_alive:  # it was closed meanwhile, and nobody reads what it is told
+                raise EngineFull("the engine was shut down before the request was done; send it to another.")
+            while is_open:
+                events = await mailbox.take()
+                for event in events:
                     if event.output is not None:
-                        has_ended = True
+                        is_open.discard(event.request.number)
                         if event.output.error is not None:
                             raise event.output.error
+                if events:
+                    yield events
+        finally:
+            for number in numbers:
+                self._mailboxes.pop(number, None)
+            for number in is_open:
+                self._tell(number)
+
+    async def _outputs(self, prompt: Any, **options: Any) -> AsyncIterator[RequestOutput | EmbeddingRequestOutput]:
+        so_far: Partial | None = None
+        async with aclosing(self.events(lambda numbers: [self.make(numbers[0], prompt, **options)])) as stream:
+            async for events in stream:
+                for event in events:
+                    if event.output is not None:
                         yield event.output
                         return
+                    so_far = so_far or Partial(event.request)
                     so_far.add(event)
-                if so_far.texts:
+                if so_far is not None:
                     yield so_far.output()
-        finally:
-            del self._mailboxes[number]
-            if not has_ended:
-                self._tell(number)
 
     async def drain(self, timeout: float | None = None) -> None:
         """Take no more requests, and wait for those that are in it; those that are left after timeout seconds are ended."""
@@ -112,7 +147,7 @@ class AsyncEngine:
         end = None if timeout is None else time.monotonic() + timeout
         while self._mailboxes and (end is None or time.monotonic() < end):
             await asyncio.sleep(PATIENCE)
-        self.close()
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """End all requests and the thread."""
