@@ -29,13 +29,16 @@ PATIENCE = 0.05  # seconds between looks for new requests while pixels are loade
 
 @dataclass(eq=False)
 class Mailbox:
-    """What came for a request and was not read yet; `loop` is that of its reader."""
+    """What came for a request and was not read yet; `loop` is that of its reader, who may want outputs alone."""
 
     loop: asyncio.AbstractEventLoop
+    wants_all: bool = True
     events: deque[Event] = field(default_factory=deque)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, event: Event) -> None:
+        if event.output is None and not self.wants_all:
+            return  # each event would wake the reader
         self.events.append(event)
         with suppress(RuntimeError):  # the reader's loop is closed: nobody waits for it
             self.loop.call_soon_threadsafe(self.ready.set)
@@ -93,9 +96,15 @@ class AsyncEngine:
         raise AssertionError("a request ended without an output")
 
     async def events(
-        self, make: Callable[[list[int]], list[Request]], num: int = 1, pool: ThreadPoolExecutor | None = None
+        self,
+        make: Callable[[list[int]], list[Request]],
+        num: int = 1,
+        pool: ThreadPoolExecutor | None = None,
+        *,
+        wants_all: bool = True,
     ) -> AsyncGenerator[list[Event], None]:
-        """What is new in `num` requests: each time that there is more all of it, until the last of them is done.
+        """What is new in `num` requests: each time that there is more all of it, until the last of them is done; with wants_all=False
+        only the events that have an output.
 
         make(numbers) gives the requests of these numbers; it runs in a thread of pool, or of the engine's own. Where one of them fails
         or the reader stops, all of them are ended. Raises as `generate` does."""
@@ -105,7 +114,8 @@ class AsyncEngine:
             raise EngineFull(
                 f"{self.max_waiting} requests wait already, which is as many as may; send it again in a while."
             )
-        numbers, mailbox = [next(self._numbers) for _ in range(num)], Mailbox(asyncio.get_running_loop())
+        numbers = [next(self._numbers) for _ in range(num)]
+        mailbox = Mailbox(asyncio.get_running_loop(), wants_all)
         is_open = set(numbers)
         self._mailboxes.update(dict.fromkeys(numbers, mailbox))
         try:

@@ -40,7 +40,9 @@ class Loaded(Protocol):
 
     model: Model
     engine: Engine
-    task: str
+
+    @property
+    def task(self) -> str: ...
 
     def request(self, number: int, prompt: Any, params: SamplingParams | None = None, **more: Any) -> Request: ...
 

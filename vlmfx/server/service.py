@@ -94,18 +94,18 @@ class Service:
         return make
 
     def events(
-        self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]]
+        self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], wants_all: bool = True
     ) -> AsyncGenerator[list[Event], None]:
         """As `AsyncEngine.events`."""
         pool = self.fetching if any(map(names_urls, prompts)) else self.working
-        return self.engine.events(make, len(prompts), pool)
+        return self.engine.events(make, len(prompts), pool, wants_all=wants_all)
 
     async def outputs(
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], call: Call
     ) -> list[Any]:
         """The output of each prompt, in order."""
         found: dict[int, Output] = {}
-        async with aclosing(self.events(make, prompts)) as stream:
+        async with aclosing(self.events(make, prompts, wants_all=False)) as stream:
             async for events in stream:
                 for event in events:
                     if event.output is not None:
