@@ -147,9 +147,7 @@ def reason_of(error: BaseException, limit: int = 200) -> str:
     return text or type(error).__name__
 
 
-def _invalid_request(
-    kind: type[InvalidRequest], field: str, message: str, found: Any, expected: Any
-) -> InvalidRequest:
+def _invalid_request(kind: type[InvalidRequest], field: str, message: str, found: Any, expected: Any) -> InvalidRequest:
     """Unpickles an InvalidRequest, whose arguments are keywords in part."""
     return kind(field, message, found=found, expected=expected)
 

@@ -128,10 +128,12 @@ class AsyncEngine:
                 for event in events:
                     if event.output is not None:
                         is_open.discard(event.request.number)
-                        if event.output.error is not None:
-                            raise event.output.error
-                if events:
-                    yield events
+                errors = [e.output.error for e in events if e.output is not None and e.output.error is not None]
+                good = [event for event in events if event.output is None or event.output.error is None]
+                if good:
+                    yield good
+                if errors:
+                    raise errors[0]
         finally:
             for number in numbers:
                 self._mailboxes.pop(number, None)

@@ -8,6 +8,7 @@ from functools import partial
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vlmfx.server import embeddings, generation, status, tokens
 from vlmfx.server.auth import Auth
@@ -51,7 +52,7 @@ def create_app(service: Service) -> FastAPI:
     """An application of a service, whose engine is the caller's to close. Keys and origins are those of the service's options."""
     options = service.options
     # No pages of documentation: they would load scripts from another host.
-    app = FastAPI(title="vlmfx", openapi_url=None, docs_url=None, redoc_url=None, root_path=options.root_path)
+    app = FastAPI(title="vlmfx", openapi_url=None, docs_url=None, redoc_url=None)
     for method, endpoints in (("GET", GET), ("POST", POST)):
         for path, endpoint in endpoints.items():
             handler = _named(guarded(partial(endpoint, service), service.metrics))
@@ -72,8 +73,22 @@ def create_app(service: Service) -> FastAPI:
     def count(call: Call, path: str) -> None:
         service.metrics.answered(path, call.status)
 
+    if options.root_path:
+        app.add_middleware(Prefix, root_path=options.root_path.rstrip("/"))
     app.add_middleware(Calls, as_json=options.log_format == "json", at_end=count)
     return app
+
+
+class Prefix:
+    """Takes paths with root_path before them and without, as proxies leave it there or not."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["root_path"] = self.root_path
+        await self.app(scope, receive, send)
 
 
 def _named(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
