@@ -157,8 +157,8 @@ def test_a_fault_in_a_stream_is_an_event_and_then_the_end(service, monkeypatch):
         read(launched)
 
     monkeypatch.setattr(service.engine.engine, "_collect", fail)
-    chunks = events(post(service, CHAT, asks("x", stream=True, **LONG)))
-    assert any(choice["delta"].get("content") for chunk in chunks[:-1] for choice in chunk["choices"])
+    chunks = events(post(service, CHAT, asks("x", stream=True, return_token_ids=True, **LONG)))
+    assert sum(len(c.get("token_ids", ())) for chunk in chunks[:-1] for c in chunk["choices"]) == 29
     assert chunks[-1]["error"]["code"] == "internal_error"
     assert "secret" not in json.dumps(chunks)
 
