@@ -36,13 +36,6 @@ class Mailbox:
     events: deque[Event] = field(default_factory=deque)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def put(self, event: Event) -> None:
-        if event.output is None and not self.wants_all:
-            return  # each event would wake the reader
-        self.events.append(event)
-        with suppress(RuntimeError):  # the reader's loop is closed: nobody waits for it
-            self.loop.call_soon_threadsafe(self.ready.set)
-
     async def take(self) -> list[Event]:
         """All that has come, once there is something; it may be empty."""
         await self.ready.wait()
@@ -185,11 +178,9 @@ class AsyncEngine:
                 break
             for message in messages:
                 self._handle(message)
-            for event in self.engine.step_or_fail(PATIENCE):
-                self._deliver(event)
+            self._deliver(self.engine.step_or_fail(PATIENCE))
         closing: VlmfxError = EngineFull("the engine was shut down before the request was done; send it to another.")
-        for event in self.engine.fail_all(closing):
-            self._deliver(event)
+        self._deliver(self.engine.fail_all(closing))
         self.engine.close()
 
     def _handle(self, message: Request | int) -> None:
@@ -199,12 +190,24 @@ class AsyncEngine:
         try:
             self.engine.add(message)
         except VlmfxError as error:
-            self._deliver(Event(request=message, output=message.failed(error)))
+            self._deliver([Event(request=message, output=message.failed(error))])
 
-    def _deliver(self, event: Event) -> None:
-        mailbox = self._mailboxes.get(event.request.number)
-        if mailbox is not None:
-            mailbox.put(event)
+    def _deliver(self, events: list[Event]) -> None:
+        """Put events into mailboxes, and wake the readers of those: a loop once, as each call of it is one of the system."""
+        woken: dict[asyncio.AbstractEventLoop, set[Mailbox]] = {}
+        for event in events:
+            mailbox = self._mailboxes.get(event.request.number)
+            if mailbox is not None and (mailbox.wants_all or event.output is not None):
+                mailbox.events.append(event)
+                woken.setdefault(mailbox.loop, set()).add(mailbox)
+        for loop, mailboxes in woken.items():
+            with suppress(RuntimeError):  # the loop is closed: nobody waits there
+                loop.call_soon_threadsafe(_wake, mailboxes)
+
+
+def _wake(mailboxes: set[Mailbox]) -> None:
+    for mailbox in mailboxes:
+        mailbox.ready.set()
 
 
 class Partial:

@@ -20,12 +20,14 @@ KEY = "vlmfx.call"  # in a scope
 
 @dataclass(kw_only=True, eq=False)
 class Call:
-    """status 499, nginx's number, says that the client went away; error names what went wrong, which a stream's status does not tell."""
+    """route: the path that is served, of which there are few, where `path` may be anything. status 499, nginx's number, says that the
+    client went away; error names what went wrong, which a stream's status does not tell."""
 
     id: str
     method: str
     path: str
     client: str
+    route: str = "other"
     start: float = field(default_factory=time.perf_counter)
     status: int = 499
     num_body_bytes: int = 0
@@ -65,11 +67,9 @@ def call_of(scope: Scope) -> Call:
 
 class Calls:
     """Gives each request an id, its own x-request-id where that is a plain one, which goes back with the answer; logs it at its end, when
-    at_end(call, path of its route) is called, too."""
+    at_end(call) is called, too."""
 
-    def __init__(
-        self, app: ASGIApp, as_json: bool = False, at_end: Callable[[Call, str], None] = lambda call, path: None
-    ) -> None:
+    def __init__(self, app: ASGIApp, as_json: bool = False, at_end: Callable[[Call], None] = lambda call: None) -> None:
         self.app, self.as_json, self.at_end = app, as_json, at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,6 +96,5 @@ class Calls:
         finally:
             for end in call.at_end:
                 end(call)
-            # The route's path: that of a request may be anything, and a metric must not grow by it.
-            self.at_end(call, getattr(scope.get("route"), "path", "other"))
+            self.at_end(call)
             log.info(call.line(self.as_json))

@@ -29,11 +29,12 @@ async def reply(body: Callable[[], Any], pool: ThreadPoolExecutor | None) -> Res
     return await asyncio.get_running_loop().run_in_executor(pool, lambda: json_reply(body()))
 
 
-def guarded(handler: Handler, metrics: Metrics) -> Handler:
-    """The handler, whose errors are responses."""
+def guarded(path: str, handler: Handler, metrics: Metrics) -> Handler:
+    """The handler of a route's path, whose errors are responses."""
 
     async def handle(request: Request) -> Response:
         call = call_of(request.scope)
+        call.route = path
         try:
             return await handler(request)
         except ClientGone as error:
