@@ -35,7 +35,8 @@ from transformers import (
 import vlmfx
 from vlmfx import hub
 from vlmfx.checkpoint import Model
-from vlmfx.engine import engine, runner
+from vlmfx.engine import runner
+from vlmfx.engine.drain import run
 from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.processing.prompt import prepare
@@ -81,7 +82,7 @@ def run_vlmfx(model: Model, batch: Sequence[Question], num_tokens: int) -> Timin
     prepared = time.perf_counter()
     params = SamplingParams.greedy(max_tokens=num_tokens, ignore_eos=True)
     requests = [Request.ready(i, one, params, prepared) for i, one in enumerate(inputs)]
-    outputs = sorted(engine.run(model, requests, max_num_seqs=len(batch)), key=lambda o: int(o.request_id))
+    outputs = sorted(run(model, requests, max_num_seqs=len(batch)), key=lambda o: int(o.request_id))
     total = time.perf_counter() - prepared
     metrics = outputs[0].metrics
     assert metrics is not None, "a finished output has metrics"

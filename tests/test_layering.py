@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A name is a module of vlmfx or a package with all that is in it. Names on one line do not import each other, except
 # that "+" joins modules which work as one. ARCHITECTURE.md shows the same table.
 LAYERS = """
-cli + terminal + batch + __main__
+cli + terminal + batch + replay + __main__
 server | llm + offline + options
 parity | doctor | export + export_jobs | openai
 engine

@@ -26,8 +26,9 @@ from vlmfx import LLM, BatchError, InvalidRequest, SamplingParams
 from vlmfx import llm as llm_module
 from vlmfx.checkpoint import Model
 from vlmfx.compile.buckets import Plan
-from vlmfx.engine import engine, runner
+from vlmfx.engine import runner
 from vlmfx.engine.completion import Completion
+from vlmfx.engine.drain import run
 from vlmfx.engine.sequence import Request
 from vlmfx.errors import InternalError, PlanError
 from vlmfx.processing.prompt import prepare
@@ -635,7 +636,7 @@ def test_the_first_token_is_timed_from_the_call(llm, model):
 def test_the_budget_of_a_prefill_does_not_show(model, family):
     requests = [Request.ready(n, prepare(model.processor, p), greedy(), 0.0) for n, p in enumerate(mixed(model))]
     for max_tokens in (1, 40, 100):
-        outputs = engine.run(model, requests, max_num_seqs=4, max_tokens=max_tokens)
+        outputs = run(model, requests, max_num_seqs=4, max_tokens=max_tokens)
         ordered = sorted(outputs, key=lambda o: int(o.request_id))
         assert token_ids(ordered) == alone(family)
 

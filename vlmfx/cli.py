@@ -113,6 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     add_server(verb)
     verb.set_defaults(run=serve)
 
+    verb = verbs.add_parser("replay", help="run again what --record wrote, to the first step that goes another way")
+    verb.add_argument("file", metavar="FILE", help="the recording; its tensors lie in FILE.tensors")
+    verb.add_argument("--model", help="by default as recorded")
+    verb.add_argument("--alone", action="store_true", help="run each request by itself, and tell whose tokens differ")
+    verb.add_argument("--device", help="another than was recorded: cpu, cuda or mlu; without the recorded plan")
+    verb.add_argument("--backend", help="another than was recorded, such as eager; without the recorded plan")
+    verb.add_argument("--dtype", help="another than was recorded: float32, float16 or bfloat16")
+    verb.set_defaults(run=replay)
+
     verb = verbs.add_parser("plan", help="choose the sizes to compile that waste least on a trace of requests")
     verb.add_argument(
         "--trace", required=True, metavar="FILE", help="an object a line: num_tokens; num_patches, max_tokens if known"
@@ -202,13 +211,14 @@ def _add_loading(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--allowed-media-domains", metavar="HOST,...", help="the only hosts to fetch from")
     verb.add_argument("--private-media-hosts", metavar="HOST[:PORT],...", help="hosts that may have a private address")
+    verb.add_argument("--record", metavar="FILE", help="write all that is asked and done, for `vlmfx replay FILE`")
 
 
 def _loading(args: argparse.Namespace) -> dict[str, Any]:
     """The options of LLM that `_add_loading` asks for."""
     names = (
         "dtype", "device", "max_model_len", "chat_template", "revision", "trust_remote_code", "limit_mm_per_prompt",
-        "allowed_local_media_path", "allowed_media_domains", "private_media_hosts",
+        "allowed_local_media_path", "allowed_media_domains", "private_media_hosts", "record",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names}
     return options | {name: _json(args, name) for name in ("media_io_kwargs", "mm_processor_kwargs")}
@@ -302,6 +312,16 @@ def serve(args: argparse.Namespace) -> int:
         return llm
 
     return server.serve(load, options)
+
+
+def replay(args: argparse.Namespace) -> int:
+    """`vlmfx replay`: how much was run, and what went another way; 1 where something did."""
+    from vlmfx.replay import replay
+
+    options = {name: getattr(args, name) for name in ("device", "backend", "dtype") if getattr(args, name) is not None}
+    replayed = replay(args.file, model=args.model, alone=args.alone, **options)
+    print(replayed)
+    return int(bool(replayed.differences))
 
 
 def talk(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -16,15 +16,17 @@ from typing import Any, Literal, TypeVar
 import torch
 from tqdm import tqdm
 
-from vlmfx import checkpoint
+from vlmfx import __version__, checkpoint
 from vlmfx.checkpoint import Model
 from vlmfx.compile import buckets
 from vlmfx.compile.counter import CompileCounter, Compiles
-from vlmfx.engine import engine
+from vlmfx.engine.drain import drain
 from vlmfx.engine.embedding import EmbeddingRequestOutput, ScoringRequestOutput, score_of
+from vlmfx.engine.engine import NOT_PREPARED, Engine
 from vlmfx.engine.executors import executor_for
 from vlmfx.engine.options import NAMES, EngineOptions
 from vlmfx.engine.pooler import check_dimensions
+from vlmfx.engine.recording import record_to
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.taps import checked
@@ -38,6 +40,8 @@ from vlmfx.processing.prompt import Plan, check_settings, complete, count_tokens
 from vlmfx.processing.video import sampling_of
 
 log = logging.getLogger("vlmfx")
+
+QUICK_TOKENS = 4096  # whose keys are made in a millisecond
 
 OnError = Literal["return", "raise"]
 Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput, ScoringRequestOutput)
@@ -54,8 +58,9 @@ class LLM:
     in; by default there is none), allowed_media_domains, and private_media_hosts (hosts with a private address that URLs may name; by
     default none); task is "generate", or "embed" (also "embedding") for embed and score. backend: how programs run, "auto" (a bundle's
     own, graphs on a GPU, else "eager"), "eager" (enforce_eager=True too), "cuda_graph", "mlu_graph" or "inductor", for the buckets of
-    plan (a Plan or its file); strict refuses what the plan does not cover, which otherwise runs uncompiled. Raises CheckpointError,
-    DeviceError, or InvalidRequest for an option."""
+    plan (a Plan or its file); strict refuses what the plan does not cover, which otherwise runs uncompiled. record: a new file for what
+    is asked and what each step does, which `vlmfx replay` runs again. Raises CheckpointError, DeviceError, or InvalidRequest for an
+    option."""
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class LLM:
         plan: buckets.Plan | str | Path | None = None,
         strict: bool = False,
         enforce_eager: bool = False,
+        record: str | Path | None = None,
         **others: Any,
     ) -> None:
         engine_options = EngineOptions(**{name: others.pop(name) for name in NAMES if name in others})
@@ -115,13 +121,13 @@ class LLM:
             processor = with_options(self.model.processor, limit_mm_per_prompt, media, media_io_kwargs, settings)
             self.model = replace(self.model, processor=processor)
         self._counter = CompileCounter()
+        backend = "eager" if enforce_eager else backend
         self.executor = executor_for(
-            self.model, task=self.task, options=engine_options, backend="eager" if enforce_eager else backend, plan=plan,
-            strict=strict,
-        )  # fmt: skip
+            self.model, task=self.task, options=engine_options, backend=backend, plan=plan, strict=strict
+        )
         self._in_use = Lock()
         kind = self.model.device.type
-        self.engine = engine.Engine(
+        self.engine = Engine(
             self.model,
             self.executor,
             max_num_seqs=engine_options.num_seqs(kind),
@@ -129,7 +135,30 @@ class LLM:
             feature_cache_bytes=engine_options.mm_feature_cache_bytes,
             caches_prefixes=engine_options.enable_prefix_caching,
             overlaps=engine_options.overlaps(kind),
+            observer=None if record is None else record_to(record, self._header(model, engine_options, backend)),
         )
+
+    def _header(self, model: object, options: EngineOptions, backend: str) -> dict[str, Any]:
+        """What a recording says of how it was made: options that make an LLM alike."""
+        made, executor, kind = self.model, self.executor, self.model.device.type
+        assert executor.layout is not None
+        return {
+            "vlmfx": __version__,
+            "torch": torch.__version__,
+            "model": str(model) if isinstance(model, (str, Path)) else None,
+            "options": {
+                **asdict(options),
+                "max_num_seqs": options.num_seqs(kind),
+                "async_scheduling": options.overlaps(kind),
+                "num_gpu_blocks_override": executor.layout.num_blocks,
+                "task": self.task,
+                "dtype": str(made.dtype).removeprefix("torch."),
+                "device": kind,
+                "max_model_len": made.max_model_len,
+                "backend": backend,
+                "plan": executor.plan.as_dict() if executor.plan is not None and made.bundle is None else None,
+            },
+        }
 
     @property
     def compiles(self) -> Compiles:
@@ -274,13 +303,18 @@ class LLM:
     def _request(self, number: int, made: Plan, params: SamplingParams, arrival: float, **more: Any) -> Request:
         return Request(
             number=number, num_tokens=len(made.expanded.token_ids), load=partial(_load, self.model, made), params=params,
-            arrival=arrival, prompt=made.prompt, is_ready=not (made.images or made.videos or params.structured_outputs), **more,
+            arrival=arrival, prompt=made.prompt, is_ready=_takes_no_time(made, params), **more,
         )  # fmt: skip
 
     def request(self, number: int, prompt: Any, params: SamplingParams | None = None, **more: Any) -> Request:
         """A prompt as `generate` takes one, as a request of the engine; more: its other fields. Raises InvalidRequest."""
+        pools = more.get("pools", False)
+        self._check_task("embed" if pools else "generate", "embed and score" if pools else "generate")
+        check_dimensions(self.model, more.get("dimensions"))
+        (params,) = _params_for([prompt], params)
+        more["taps"] = checked(self.model, more.get("taps"))
         made = plan(self.model.processor, as_prompt(prompt))
-        return self._request(number, made, params or SamplingParams.greedy(), time.perf_counter(), **more)
+        return self._request(number, made, params, time.perf_counter(), **more)
 
     def _run(
         self,
@@ -298,11 +332,11 @@ class LLM:
             try:
                 requests.append(request(number, plan(self.model.processor, item)))
             except Exception as error:
-                results[number] = failed = kind.failed(str(number), as_vlmfx_error(error, engine.NOT_PREPARED))
+                results[number] = failed = kind.failed(str(number), as_vlmfx_error(error, NOT_PREPARED))
                 if isinstance(failed, RequestOutput):
                     failed.prompt = _text_of(item)
         with self._alone():
-            outputs = engine.drain(self.engine, requests, on_text)
+            outputs = drain(self.engine, requests, on_text)
             hidden = not use_tqdm or len(items) < 2
             for output in tqdm(outputs, total=len(requests), desc=what, unit="prompt", disable=hidden):
                 results[int(output.request_id)] = output
@@ -395,6 +429,12 @@ def _load(model: Model, made: Plan) -> ModelInputs:
             expected=dtype,
         )
     return inputs
+
+
+def _takes_no_time(made: Plan, params: SamplingParams) -> bool:
+    """Whether a request can be made ready where others wait for it."""
+    has_media = made.images or made.videos or made.embeds is not None
+    return not has_media and not params.has_rules and len(made.expanded.token_ids) <= QUICK_TOKENS
 
 
 def _text_of(item: Any) -> str | None:

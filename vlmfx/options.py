@@ -15,7 +15,7 @@ from vlmfx.processing.prompt import Processor, with_options
 MEDIA_OPTIONS = {"allowed_local_media_path", "allowed_media_domains", "private_media_hosts"}
 LOADING_OPTIONS = {"max_model_len", "chat_template", "revision", "hf_token"}
 NOT_COUNTED = {
-    "dtype", "device", "task", "trust_remote_code", "backend", "plan", "strict", "enforce_eager", *NAMES,
+    "dtype", "device", "task", "trust_remote_code", "backend", "plan", "strict", "enforce_eager", "record", *NAMES,
 }  # fmt: skip
 # Arguments of vLLM's that are known and not to be had yet, with the one value that asks for nothing.
 NOT_YET = {

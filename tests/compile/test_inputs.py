@@ -17,7 +17,8 @@ from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import PlannedExecutor
 from vlmfx.compile.inputs import bucket_inputs
 from vlmfx.compile.layout import CacheLayout
-from vlmfx.engine import engine
+from vlmfx.engine.drain import drain, run
+from vlmfx.engine.engine import Engine
 from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.processing.prompt import prepare
@@ -58,17 +59,17 @@ def test_they_are_what_the_runner_gives(family, task):
         model.program_set, model.params, plan=plan, layout=layout, make=make, strict=True, chains_sampling=True
     )
     if task == "embed":
-        made = engine.Engine(model, executor, max_num_seqs=4)
+        made = Engine(model, executor, max_num_seqs=4)
         asked = [
             replace(Request.ready(i, r, SamplingParams.greedy(), 0.0), pools=True) for i, r in enumerate(requests * 2)
         ]
-        outputs = list(engine.drain(made, asked, lambda number, text: None))  # two passes
+        outputs = list(drain(made, asked, lambda number, text: None))  # two passes
         assert [o.error for o in outputs] == [None] * 6
         assert seen == ["encode", "pool"]
         return
     params = [SamplingParams.greedy(max_tokens=3), SamplingParams(max_tokens=2), SamplingParams.greedy(max_tokens=2)]
     batch = [Request.ready(i, r, p, 0.0) for i, (r, p) in enumerate(zip(requests, params, strict=True))]
-    outputs = list(engine.run(model, batch, max_num_seqs=4, executor=executor))
+    outputs = list(run(model, batch, max_num_seqs=4, executor=executor))
     assert [o.error for o in outputs] == [None] * 3
     assert seen == ["encode", "prefill", "decode"]
     assert torch.is_grad_enabled()

@@ -22,8 +22,12 @@ from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import EagerExecutor, PlannedExecutor
 from vlmfx.compile.layout import BLOCK_SIZE, CacheLayout
 from vlmfx.engine import runner
-from vlmfx.engine.engine import Engine, drain
+from vlmfx.engine.drain import drain
+from vlmfx.engine.engine import Engine
+from vlmfx.engine.observer import Observer
+from vlmfx.engine.request import RequestOutput
 from vlmfx.engine.sequence import Request
+from vlmfx.errors import InternalError
 from vlmfx.processing.prompt import prepare
 
 NUM_TOKENS = 12
@@ -94,6 +98,7 @@ def test_order_aborts_preemptions_chunks_buckets_and_caches_do_not_show(family, 
     )
     order = data.draw(st.permutations(range(len(asked))))
     aborted = data.draw(st.sets(st.sampled_from(range(len(asked))), max_size=2))
+    may_be_lost = set(aborted)
     found: dict[int, Any] = {}
     for number in order:
         engine.add(replace(asked[number], priority=data.draw(st.integers(0, 1))))
@@ -106,6 +111,7 @@ def test_order_aborts_preemptions_chunks_buckets_and_caches_do_not_show(family, 
         if not engine.has_work:
             break
     assert not engine.has_work
+    assert set(order) - may_be_lost <= found.keys()
     for number, output in found.items():
         assert output.error is None
         ids, expected = output.outputs[0].token_ids, alone(family)[number]
@@ -233,3 +239,60 @@ def test_a_step_that_is_run_again_is_told_of(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "vlmfx"):
         LLM(model).generate(["Hello", "There"], greedy(3), use_tqdm=False)
     assert "a step failed for 2 texts (no such program); it is run again for each alone" in caplog.text
+
+
+def test_more_texts_than_a_plan_lets_begin_at_once_are_refused():
+    model = load_model(TINY["llava"])
+    executor = executor_of(model, 64, 8, [64], 16)
+    engine = Engine(model, executor, max_num_seqs=8)
+    made = prepare(model.processor, {"prompt_token_ids": [5] * 4})
+    several = SamplingParams(n=executor.plan.max_seqs + 1, temperature=1.0, max_tokens=2)
+    with pytest.raises(InvalidRequest, match=r"n: it is 5, but only 4 texts can begin at once"):
+        engine.add(Request.ready(0, made, several, 0.0))
+    engine.add(Request.ready(0, made, replace(several, n=4), 0.0))
+    outputs = [event.output for _ in range(20) for event in engine.step() if event.output is not None]
+    assert [len(o.outputs) for o in outputs if isinstance(o, RequestOutput)] == [4]
+
+
+def test_an_observer_that_fails_fails_the_request_and_leaves_nothing():
+    class Faulty(Observer):
+        def began(self, request: Request, inputs: Any) -> None:
+            raise RuntimeError("a fault")
+
+    llm = LLM(load_model(TINY["llava"]))
+    llm.engine.observer = Faulty()
+    with pytest.raises(InternalError, match="a fault"):
+        llm.generate("Hello", greedy())
+    assert not llm.engine.has_work
+    llm.engine.observer = Observer()
+    assert len(llm.generate("Hello", greedy())[0].outputs[0].token_ids) == NUM_TOKENS
+
+
+@pytest.mark.parametrize("pools", [False, True])
+def test_what_a_strict_plan_has_no_room_for_is_refused_before_it_runs(pools):
+    model = load_model(TINY["qwen2_vl"])
+    small = prepare(model.processor, about(model, picture(60, 50)))
+    patches = len(small.media[0].vision.position_ids)
+    plan = Plan(encode=(patches,), prefill=(64,), pool=(150,), decode=(2,), max_segments=4, max_seqs=2)
+    layout = CacheLayout.of(2, 256)
+    executor = PlannedExecutor(model.program_set, model.params, plan=plan, layout=layout, make=overwriting, strict=True)
+    llm = LLM(model)
+    engine = Engine(model, executor, max_num_seqs=2)
+
+    def ends(prompt: Any) -> Any:
+        made = llm.request(0, prompt, greedy(2))
+        engine.add(replace(made, pools=pools))
+        while engine.has_work:
+            for event in engine.step():
+                if event.output is not None:
+                    return event.output
+
+    large = ends(about(model, picture(300, 300)))
+    assert isinstance(large.error, InvalidRequest)
+    assert large.error.field == "multi_modal_data.image"
+    assert ends(about(model, picture(60, 50))).error is None
+    if pools:
+        with pytest.raises(InvalidRequest, match=r"prompt: it is 200 tokens long, but the plan's largest pool"):
+            ends({"prompt_token_ids": [5] * 200})
+    else:
+        assert ends({"prompt_token_ids": [5] * 200}).error is None, "it comes in parts"

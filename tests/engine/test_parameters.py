@@ -45,7 +45,7 @@ def test_texts_end_each_for_itself_and_are_few_enough(llm):
     (output,) = llm.generate("Hello", replace(DRAWN, n=8, max_tokens=30, ignore_eos=False, logit_bias={"5": 1.0}))
     assert len(output.outputs) == 8
     assert all(o.finish_reason in ("stop", "length") for o in output.outputs)
-    with pytest.raises(InvalidRequest, match=r"n: it is 9, but only 8 texts are generated at once \(max_num_seqs\)"):
+    with pytest.raises(InvalidRequest, match=r"n: it is 9, but only 8 texts can begin at once \(max_num_seqs, "):
         llm.generate("Hello", replace(DRAWN, n=9))
 
 

@@ -20,8 +20,10 @@ from vlmfx.compile import executor
 from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import EagerExecutor, PlannedExecutor
 from vlmfx.compile.layout import CacheLayout
-from vlmfx.engine import engine, pooler, runner
+from vlmfx.engine import pooler, runner
+from vlmfx.engine.drain import drain
 from vlmfx.engine.embedding import EmbeddingRequestOutput
+from vlmfx.engine.engine import Engine
 from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.errors import InternalError
@@ -41,9 +43,9 @@ def prepared(model: Model) -> list[ModelInputs]:
 def run(model: Model, requests: Sequence[ModelInputs], max_tokens: int = 8192) -> list[EmbeddingRequestOutput]:
     """The outputs of an engine, which takes so many tokens in a pass."""
     programs = EagerExecutor(model.program_set, model.params, layout=CacheLayout.of(1, 16))
-    made = engine.Engine(model, programs, max_num_seqs=16, max_num_batched_tokens=max_tokens)
+    made = Engine(model, programs, max_num_seqs=16, max_num_batched_tokens=max_tokens)
     asked = [replace(Request.ready(i, r, SamplingParams.greedy(), 0.0), pools=True) for i, r in enumerate(requests)]
-    outputs: list[Any] = list(engine.drain(made, asked, lambda number, text: None))
+    outputs: list[Any] = list(drain(made, asked, lambda number, text: None))
     assert [o.request_id for o in outputs] == [str(i) for i in range(len(requests))]
     return outputs
 
@@ -140,9 +142,9 @@ def test_a_plan_of_embeddings_alone_pads_and_does_not_show(model):
     planned = PlannedExecutor(
         model.program_set, model.params, plan=plan, layout=CacheLayout.of(1, 16), make=overwriting, strict=True
     )
-    made = engine.Engine(model, planned, max_num_seqs=16)
+    made = Engine(model, planned, max_num_seqs=16)
     asked = [replace(Request.ready(i, r, SamplingParams.greedy(), 0.0), pools=True) for i, r in enumerate(requests)]
-    outputs: list[Any] = list(engine.drain(made, asked, lambda number, text: None))
+    outputs: list[Any] = list(drain(made, asked, lambda number, text: None))
     assert [o.error for o in outputs] == [None] * len(requests)
     found = torch.tensor([o.outputs.embedding for o in outputs])
     torch.testing.assert_close(found, vectors(model, requests), atol=1e-6, rtol=0)

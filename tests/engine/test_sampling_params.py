@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmfx import GuidedDecodingParams, StructuredOutputsParams
-from vlmfx.engine.sampling_params import ABSENT, MAX_BAD_WORDS, MAX_LOGIT_BIAS, SamplingParams, check_vocab
+from vlmfx.engine.sampling_params import ABSENT, MAX_LOGIT_BIAS, MAX_STRINGS, SamplingParams, check_vocab
 from vlmfx.errors import InvalidRequest
 
 
@@ -225,7 +225,20 @@ def test_words_and_ids_that_allow_nothing_or_are_too_many():
     with pytest.raises(InvalidRequest, match=r"^allowed_token_ids: found \[\] but need at least one id; "):
         SamplingParams(allowed_token_ids=[])
     with pytest.raises(InvalidRequest, match=r"^bad_words: found 129 strings but need at most 128; "):
-        SamplingParams(bad_words=[str(i) for i in range(MAX_BAD_WORDS + 1)])
+        SamplingParams(bad_words=[str(i) for i in range(MAX_STRINGS + 1)])
+
+
+@pytest.mark.parametrize("name", ["stop", "bad_words"])
+def test_strings_that_would_take_the_time_of_every_step(name):
+    def params(*given: str) -> SamplingParams:
+        options: dict[str, Any] = {name: [*given]}
+        return SamplingParams(**options)
+
+    with pytest.raises(InvalidRequest, match=rf"^{name}: found 129 strings but need at most 128; "):
+        params(*(f"{i:x}" for i in range(MAX_STRINGS + 1)))
+    with pytest.raises(InvalidRequest, match=rf"^{name}: found 8193 characters in all but need at most 8192; "):
+        params("a" * 8192, "b")
+    assert len(getattr(params("a" * 8191, "b"), name)) == 2
 
 
 def test_the_older_name_of_structured_outputs():

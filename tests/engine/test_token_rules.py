@@ -138,8 +138,9 @@ def test_rules_that_leave_no_token_are_refused():
         rules(allowed_token_ids=red, bad_words=["red"])
     first, last = TOKENIZER.encode("zq", add_special_tokens=False)
     r = rules(allowed_token_ids=[last], bad_words=["zq"])
+    r.accept(first)
     with pytest.raises(InvalidRequest, match=r"leave no token to draw as number 2; allow more tokens.$"):
-        r.accept(first)
+        r.mask()
 
 
 def test_what_the_model_or_the_tokenizer_has_not_is_refused():

@@ -13,7 +13,8 @@ from vlmfx import LLM, SamplingParams
 from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import PlannedExecutor
 from vlmfx.compile.layout import CacheLayout
-from vlmfx.engine.engine import Engine, drain
+from vlmfx.engine.drain import drain
+from vlmfx.engine.engine import Engine
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.warm_up import warm_up
 from vlmfx.processing.prompt import prepare

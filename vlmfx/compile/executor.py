@@ -44,6 +44,9 @@ class Executor(Protocol):
     def bucket(self, program: str, size: int, count: int = 1) -> int | None:
         """What a step of `size` in `count` sequences or segments is padded to, None for nothing. Raises PlanError."""
 
+    def largest(self, program: str) -> int | None:
+        """The size of the largest step that may be asked for, None where there is no limit."""
+
     @property
     def cache(self) -> Cache:
         """The one cache, made when first asked for."""
@@ -71,6 +74,9 @@ class EagerExecutor:
 
     def bucket(self, program: str, size: int, count: int = 1) -> int | None:
         return None if self.plan is None else self.plan.bucket(program, size)
+
+    def largest(self, program: str) -> int | None:
+        return None
 
     @cached_property
     def cache(self) -> Cache:
@@ -135,6 +141,10 @@ class PlannedExecutor:
             raise PlanError(f"{program}: a step has {count} {what}, expected at most {most} by the plan; send fewer.")
         return self.plan.bucket(program, size)
 
+    def largest(self, program: str) -> int | None:
+        rungs = self.plan.rungs(program) if self.strict else ()
+        return rungs[-1] if rungs else None
+
     def _count(self, program: str, size: int) -> int:
         """Segments of an encode bucket, sequences of another."""
         return {"encode": self.plan.max_segments, "decode": size}.get(program, self.plan.max_seqs)
@@ -191,8 +201,15 @@ def _cache_bytes(executor: Executor) -> int:
 
 
 def moved(inputs: Tree, device: torch.device) -> Any:
-    """The tensors of a tree on a device."""
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
+    """The tensors of a tree on a device. To a GPU they go by way of pinned memory, for which nothing that runs there is waited."""
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        is_upload = device.type == "cuda" and leaf.device.type == "cpu"
+        return leaf.pin_memory().to(device, non_blocking=True) if is_upload else leaf.to(device)
+
+    return tree_map(move, inputs)
 
 
 def _reserved(device: torch.device) -> int:

@@ -42,7 +42,7 @@ def scenes() -> Iterator[Check]:
 def answer() -> Iterator[Check]:
     """The first question of the demo, answered by the shipped model on the default device."""
     from vlmfx import checkpoint
-    from vlmfx.engine import engine
+    from vlmfx.engine.drain import run
     from vlmfx.engine.request import SamplingParams
     from vlmfx.engine.sequence import Request
     from vlmfx.processing.prompt import prepare
@@ -54,7 +54,7 @@ def answer() -> Iterator[Check]:
     inputs = prepare(model.processor, {"messages": [{"role": "user", "content": parts}]})
     params = SamplingParams.greedy(max_tokens=64)
     request = Request.ready(0, inputs, params, time.perf_counter())
-    (output,) = engine.run(model, [request], max_num_seqs=1)
+    (output,) = run(model, [request], max_num_seqs=1)
     assert output.metrics is not None
     dtype = str(model.dtype).removeprefix("torch.")
     yield Check(

@@ -6,12 +6,14 @@ requests that were in it fail, and the next ones are served."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from threading import Condition, Thread
 from typing import Any
@@ -19,22 +21,36 @@ from typing import Any
 from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.engine import Engine
 from vlmfx.engine.events import Event
-from vlmfx.engine.request import CompletionOutput, Logprob, RequestOutput
+from vlmfx.engine.partial import Partial
+from vlmfx.engine.request import RequestOutput
 from vlmfx.engine.sequence import Request
-from vlmfx.errors import EngineFull, VlmfxError
+from vlmfx.errors import EngineFull, as_vlmfx_error
 
+log = logging.getLogger("vlmfx")
 MAX_WAITING = 1024  # requests that have not begun
 PATIENCE = 0.05  # seconds between looks for new requests while pixels are loaded
+NUM_MAKERS = 8  # threads that tokenize and fetch
 
 
 @dataclass(eq=False)
 class Mailbox:
-    """What came for a request and was not read yet; `loop` is that of its reader, who may want outputs alone."""
+    """What came for some requests and was not read yet; `loop` is that of its reader, who may want outputs alone."""
 
     loop: asyncio.AbstractEventLoop
     wants_all: bool = True
     events: deque[Event] = field(default_factory=deque)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, event: Event) -> bool:
+        """Whether there is a reader still."""
+        if event.output is None and not self.wants_all:
+            return True  # each event would wake the reader
+        self.events.append(event)
+        try:
+            self.loop.call_soon_threadsafe(self.ready.set)
+        except RuntimeError:  # its loop is closed
+            return False
+        return True
 
     async def take(self) -> list[Event]:
         """All that has come, once there is something; it may be empty."""
@@ -50,10 +66,10 @@ class AsyncEngine:
         self.engine, self.make, self.max_waiting = engine, make, max_waiting
         self._numbers = count()
         self._mailboxes: dict[int, Mailbox] = {}
-        self._inbox: list[Request | int] = []  # requests to add, numbers to abort
+        self._inbox: list[Callable[[], None]] = []  # what the engine's thread is to do between two steps
         self._changed = Condition()
-        self._is_draining = self._is_closed = False
-        self._makers = ThreadPoolExecutor(8, thread_name_prefix="vlmfx-prepare")
+        self._is_draining = self._is_closed = self._has_ended = False
+        self._makers = ThreadPoolExecutor(NUM_MAKERS, thread_name_prefix="vlmfx-prepare")
         self._thread = Thread(target=self._work, name="vlmfx-engine", daemon=True)
         self._thread.start()
 
@@ -64,29 +80,13 @@ class AsyncEngine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its thread runs."""
-        return self._thread.is_alive()
+        """Whether requests are served."""
+        return self._thread.is_alive() and not self._is_closed
 
     @property
     def is_draining(self) -> bool:
-        """Whether it takes no more requests."""
+        """Whether no more requests are taken."""
         return self._is_draining
-
-    async def generate(self, prompt: Any, params: Any = None, **options: Any) -> AsyncIterator[RequestOutput]:
-        """All there is of a request each time that there is more, and at last the finished output. The request is ended where the reader
-        stops.
-
-        Raises EngineFull at once, what `make` raises, and what the request fails by."""
-        async for output in self._outputs(prompt, params=params, **options):
-            assert isinstance(output, RequestOutput)
-            yield output
-
-    async def embed(self, prompt: Any, **options: Any) -> EmbeddingRequestOutput:
-        """The vector of a prompt. Raises as `generate` does."""
-        async for output in self._outputs(prompt, pools=True, **options):
-            if isinstance(output, EmbeddingRequestOutput):
-                return output
-        raise AssertionError("a request ended without an output")
 
     async def events(
         self,
@@ -100,9 +100,9 @@ class AsyncEngine:
         only the events that have an output.
 
         make(numbers) gives the requests of these numbers; it runs in a thread of pool, or of the engine's own. Where one of them fails
-        or the reader stops, all of them are ended. Raises as `generate` does."""
+        or the reader stops, all of them are ended. Raises EngineFull at once, what `make` raises, and what a request fails by."""
         if self._is_draining:
-            raise EngineFull("the engine is being shut down and takes no more requests; send it to another.")
+            raise _closed("takes no more requests")
         if len(self._mailboxes) - self.engine.limits.max_num_seqs >= self.max_waiting:
             raise EngineFull(
                 f"{self.max_waiting} requests wait already, which is as many as may; send it again in a while."
@@ -112,15 +112,13 @@ class AsyncEngine:
         is_open = set(numbers)
         self._mailboxes.update(dict.fromkeys(numbers, mailbox))
         try:
-            for request in await mailbox.loop.run_in_executor(pool or self._makers, make, numbers):
-                self._tell(request)
-            if not self.is_alive:  # it was closed meanwhile, and nobody reads what it is told
-                raise EngineFull("the engine was shut down before the request was done; send it to another.")
+            made = partial(self._made, make, numbers)
+            for request in await mailbox.loop.run_in_executor(pool or self._makers, made):
+                if not self._tell(partial(self._add, request)):
+                    raise _closed("takes no more requests")
             while is_open:
                 events = await mailbox.take()
-                for event in events:
-                    if event.output is not None:
-                        is_open.discard(event.request.number)
+                is_open -= {event.request.number for event in events if event.output is not None}
                 errors = [e.output.error for e in events if e.output is not None and e.output.error is not None]
                 good = [event for event in events if event.output is None or event.output.error is None]
                 if good:
@@ -131,20 +129,39 @@ class AsyncEngine:
             for number in numbers:
                 self._mailboxes.pop(number, None)
             for number in is_open:
-                self._tell(number)
+                self._tell(partial(self.engine.abort, number))
 
-    async def _outputs(self, prompt: Any, **options: Any) -> AsyncIterator[RequestOutput | EmbeddingRequestOutput]:
-        so_far: Partial | None = None
-        async with aclosing(self.events(lambda numbers: [self.make(numbers[0], prompt, **options)])) as stream:
+    async def generate(self, prompt: Any, params: Any = None, **options: Any) -> AsyncIterator[RequestOutput]:
+        """All there is of a request each time that there is more, and at last the finished output. Each output holds all that came before
+        it again; `events` does not. The request is ended where the reader stops. Raises as `events` does."""
+        so_far = Partial()
+        make = self._one(prompt, params=params, **options)
+        async with aclosing(self.events(make)) as stream:
             async for events in stream:
-                for event in events:
-                    if event.output is not None:
-                        yield event.output
-                        return
-                    so_far = so_far or Partial(event.request)
+                *new, last = events
+                for event in new if last.output is not None else events:
                     so_far.add(event)
-                if so_far is not None:
-                    yield so_far.output()
+                yield last.output if isinstance(last.output, RequestOutput) else so_far.output()
+
+    async def embed(self, prompt: Any, **options: Any) -> EmbeddingRequestOutput:
+        """The vector of a prompt. Raises as `events` does."""
+        async with aclosing(self.events(self._one(prompt, pools=True, **options), wants_all=False)) as stream:
+            async for (event,) in stream:
+                assert isinstance(event.output, EmbeddingRequestOutput)
+                return event.output
+        raise AssertionError("a request ended without an output")
+
+    async def reset_prefix_cache(self) -> bool:
+        """As `Engine.reset_prefix_cache`, between two steps. Raises EngineFull where the engine is closed."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[bool] = loop.create_future()
+
+        def reset() -> None:
+            loop.call_soon_threadsafe(done.set_result, self.engine.reset_prefix_cache())
+
+        if not self._tell(reset):
+            raise _closed("does nothing more")
+        return await done
 
     async def drain(self, timeout: float | None = None) -> None:
         """Take no more requests, and wait for those that are in it; those that are left after timeout seconds are ended."""
@@ -156,89 +173,67 @@ class AsyncEngine:
 
     def close(self) -> None:
         """End all requests and the thread."""
-        self._is_draining = True
         with self._changed:
-            self._is_closed = True
+            self._is_draining = self._is_closed = True
             self._changed.notify()
         self._thread.join()
-        self._makers.shutdown(wait=False, cancel_futures=True)
+        self._makers.shutdown(wait=False)  # those that come to `_made` later end by themselves
 
-    def _tell(self, message: Request | int) -> None:
+    def _one(self, prompt: Any, **options: Any) -> Callable[[list[int]], list[Request]]:
+        return lambda numbers: [self.make(numbers[0], prompt, **options)]
+
+    def _made(self, make: Callable[[list[int]], list[Request]], numbers: list[int]) -> list[Request]:
+        if self._is_closed:
+            raise _closed("takes no more requests")
+        return make(numbers)
+
+    def _tell(self, message: Callable[[], None]) -> bool:
+        """Have the engine's thread do something; False where it does nothing any more."""
         with self._changed:
+            if self._has_ended:
+                return False
             self._inbox.append(message)
             self._changed.notify()
+            return True
 
     def _work(self) -> None:
-        while True:
+        while not self._is_closed:
             with self._changed:
                 while not (self._inbox or self.engine.has_work or self._is_closed):
                     self._changed.wait()
                 messages, self._inbox = self._inbox, []
-            if self._is_closed:
-                break
-            for message in messages:
-                self._handle(message)
-            self._deliver(self.engine.step_or_fail(PATIENCE))
-        closing: VlmfxError = EngineFull("the engine was shut down before the request was done; send it to another.")
-        self._deliver(self.engine.fail_all(closing))
+            self._do(messages)
+            if not self._is_closed:
+                for event in self.engine.step_or_fail(PATIENCE):
+                    self._deliver(event)
+        with self._changed:
+            self._has_ended = True
+        self._do(self._inbox)
+        for event in self.engine.fail_all(_closed("ended before the request was done")):
+            self._deliver(event)
         self.engine.close()
 
-    def _handle(self, message: Request | int) -> None:
-        if isinstance(message, int):
-            self.engine.abort(message)
-            return
+    def _do(self, messages: list[Callable[[], None]]) -> None:
+        for message in messages:
+            try:
+                message()
+            except Exception:
+                log.exception("a message to the engine failed")
+
+    def _add(self, request: Request) -> None:
         try:
-            self.engine.add(message)
-        except VlmfxError as error:
-            self._deliver([Event(request=message, output=message.failed(error))])
+            self.engine.add(request)
+        except Exception as error:
+            failed = request.failed(as_vlmfx_error(error, "the request could not be taken"))
+            self._deliver(Event(request=request, output=failed))
 
-    def _deliver(self, events: list[Event]) -> None:
-        """Put events into mailboxes, and wake the readers of those: a loop once, as each call of it is one of the system."""
-        woken: dict[asyncio.AbstractEventLoop, set[Mailbox]] = {}
-        for event in events:
-            mailbox = self._mailboxes.get(event.request.number)
-            if mailbox is not None and (mailbox.wants_all or event.output is not None):
-                mailbox.events.append(event)
-                woken.setdefault(mailbox.loop, set()).add(mailbox)
-        for loop, mailboxes in woken.items():
-            with suppress(RuntimeError):  # the loop is closed: nobody waits there
-                loop.call_soon_threadsafe(_wake, mailboxes)
+    def _deliver(self, event: Event) -> None:
+        number = event.request.number
+        mailbox = self._mailboxes.get(number)
+        if mailbox is not None and not mailbox.put(event):
+            self._mailboxes.pop(number, None)
+            self._tell(partial(self.engine.abort, number))
 
 
-def _wake(mailboxes: set[Mailbox]) -> None:
-    for mailbox in mailboxes:
-        mailbox.ready.set()
-
-
-class Partial:
-    """What a request has given so far."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.texts: dict[int, list[str]] = {}
-        self.token_ids: dict[int, list[int]] = {}
-        self.logprobs: dict[int, list[dict[int, Logprob]]] = {}
-
-    def add(self, event: Event) -> None:
-        self.texts.setdefault(event.index, []).append(event.text)
-        self.token_ids.setdefault(event.index, []).extend(event.token_ids)
-        self.logprobs.setdefault(event.index, []).extend(event.logprobs)
-
-    def output(self) -> RequestOutput:
-        wants_logprobs = self.request.params.logprobs is not None
-        outputs = [
-            CompletionOutput(
-                index=index,
-                text="".join(self.texts[index]),
-                token_ids=tuple(self.token_ids[index]),
-                logprobs=list(self.logprobs[index]) if wants_logprobs else None,
-            )
-            for index in sorted(self.texts)
-        ]
-        return RequestOutput(
-            request_id=str(self.request.number),
-            prompt=self.request.prompt,
-            prompt_token_ids=[],
-            outputs=outputs,
-            finished=False,
-        )
+def _closed(why: str) -> EngineFull:
+    return EngineFull(f"the engine is shut down and {why}; send it to another.")

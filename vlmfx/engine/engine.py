@@ -6,49 +6,45 @@ noticed a step late, whose token is dropped."""
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
-from heapq import heappop, heappush
 from typing import Any
 
 import torch
 
 from vlmfx.checkpoint import Model
-from vlmfx.compile.executor import EagerExecutor, Executor
-from vlmfx.compile.ladders import MAX_PATCHES
+from vlmfx.compile.executor import Executor
 from vlmfx.compile.layout import CacheLayout
 from vlmfx.engine import runner
+from vlmfx.engine.admission import Admission, limits_of
 from vlmfx.engine.block_manager import BlockManager
 from vlmfx.engine.completion import Completion
 from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput
-from vlmfx.engine.events import Counters, Event, Group, Output
+from vlmfx.engine.events import Counters, Event, Group
 from vlmfx.engine.feature_cache import FeatureCache
 from vlmfx.engine.grammar import GrammarCompiler
+from vlmfx.engine.intake import Intake, Loaded
 from vlmfx.engine.launched import Launched
 from vlmfx.engine.launcher import NOT_COMPUTED, Launcher
+from vlmfx.engine.observer import Observer
 from vlmfx.engine.options import FEATURE_BYTES
 from vlmfx.engine.pooler import vectors
 from vlmfx.engine.prepared import Prepared, prepared
 from vlmfx.engine.prompt_logprobs import prompt_logprobs
-from vlmfx.engine.request import RequestOutput, SamplingParams
-from vlmfx.engine.scheduler import Limits, Scheduler, StepPlan
+from vlmfx.engine.request import SamplingParams
+from vlmfx.engine.scheduler import Scheduler, StepPlan
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.sequence import Sequence as Text
 from vlmfx.engine.taps import tap
 from vlmfx.engine.token_rules import TokenRules
-from vlmfx.errors import DeadlineExceeded, InvalidRequest, VlmfxError, as_vlmfx_error
+from vlmfx.errors import DeadlineExceeded, VlmfxError, as_vlmfx_error
 from vlmfx.processing.inputs import ModelInputs
 
 log = logging.getLogger("vlmfx")
 NOT_PREPARED = "the prompt could not be prepared"
 LINGER = 0.01  # seconds that a step waits for pixels where nothing runs
 POOL_AHEAD = 64  # prompts for vectors whose pixels may be in memory
-Loaded = tuple[Prepared | ModelInputs, TokenRules | None]  # inputs alone of a prompt for a vector
-OnText = Callable[[int, str], None]  # (request number, its new text)
 
 
 class Engine:
@@ -66,17 +62,19 @@ class Engine:
         feature_cache_bytes: int = FEATURE_BYTES,
         caches_prefixes: bool = True,
         overlaps: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         assert executor.layout is not None, "an engine needs a cache"
         self.model, self.executor, self.overlaps = model, executor, overlaps
+        self.observer = observer or Observer()
         self.layout: CacheLayout = executor.layout
-        self.limits = _limits(model, executor, max_num_seqs, max_num_batched_tokens)
+        self.limits = limits_of(model, executor, max_num_seqs, max_num_batched_tokens)
+        self._admission = Admission(executor=executor, limits=self.limits, capacity=self.capacity)
         self.features = FeatureCache(feature_cache_bytes)
         self.blocks = BlockManager(self.layout.num_blocks, caches_prefixes=caches_prefixes)
         self.scheduler = Scheduler(self.blocks, self.features, self.limits, self.layout.block_size)
         self.counters = Counters()
-        self._new: list[tuple[tuple[int, int], Request]] = []  # a heap
-        self._loading: dict[Future[Loaded], Request] = {}
+        self._intake = Intake(self._loaded)
         self._groups: dict[int, Group] = {}  # of those that have begun, by number
         self._poolable: deque[tuple[Request, ModelInputs]] = deque()
         self._pending: Launched | None = None
@@ -91,7 +89,6 @@ class Engine:
         self._grammars = GrammarCompiler(tokenizer, vocab_size, model.eos_token_ids)
         no_rules = TokenRules(SamplingParams(), [], **self._vocabulary)
         self._launcher = Launcher(model, executor, self.features, no_rules)
-        self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="vlmfx-load")
 
     @property
     def capacity(self) -> int:
@@ -100,12 +97,12 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._new or self._loading or self._groups or self._poolable or self._pending or self._events)
+        return bool(len(self._intake) or self._groups or self._poolable or self._pending or self._events)
 
     @property
     def num_waiting(self) -> int:
         """Requests that have not begun."""
-        return len(self._new) + len(self._loading) + len(self._poolable) + len(self.scheduler.waiting)
+        return len(self._intake) + len(self._poolable) + len(self.scheduler.waiting)
 
     def max_len(self, request: Request) -> int:
         """The most tokens that its prompt and answer may have together."""
@@ -129,33 +126,22 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequest for a request that can never be served."""
-        if not request.pools and request.num_tokens >= self.capacity:
-            raise InvalidRequest(
-                "prompt",
-                f"it is {request.num_tokens} tokens long, but the cache holds {self.capacity} in all; shorten it, or give the cache more "
-                "memory (kv_cache_memory_bytes).",
-                found=request.num_tokens,
-                expected=self.capacity - 1,
-            )
-        if request.params.n > self.limits.max_num_seqs:
-            raise InvalidRequest(
-                "n",
-                f"it is {request.params.n}, but only {self.limits.max_num_seqs} texts are generated at once (max_num_seqs); ask for fewer.",
-                found=request.params.n,
-                expected=self.limits.max_num_seqs,
-            )
+        self._admission.check(request)
 
     def add(self, request: Request) -> None:
         """Take a request; what becomes of it comes out of `step`. Raises InvalidRequest."""
         self.check(request)
         self._has_deadlines |= request.deadline is not None
-        heappush(self._new, (request.order, request))
+        self._intake.add(request)
+
+    def begin(self, request: Request) -> None:
+        """Begin a request at once, whose inputs are ready, however many are there. Raises what its inputs fail by."""
+        self._begin(request, *self._loaded(request))
 
     def abort(self, number: int) -> None:
-        """End a request, whose output comes out of the next step with what it has by then."""
-        self._new = [entry for entry in self._new if entry[1].number != number]
-        self._loading = {future: request for future, request in self._loading.items() if request.number != number}
-        self._poolable = deque(entry for entry in self._poolable if entry[0].number != number)
+        """End a request. Of one that has begun to be generated an output comes out of the next step, with what it has by then."""
+        self.observer.ended(number, None)
+        self._remove(number)
         group = self._groups.get(number)
         if group is not None:
             for text in group.texts:
@@ -165,10 +151,11 @@ class Engine:
 
     def end(self, request: Request, error: VlmfxError) -> None:
         """End a request by an error, which comes out of the next step."""
+        self.observer.ended(request.number, error)
         if request.number in self._groups:
             self._fail(request, error)
         else:
-            self.abort(request.number)
+            self._remove(request.number)
             self._refuse(request, error)
 
     def fail_all(self, error: VlmfxError) -> list[Event]:
@@ -185,14 +172,15 @@ class Engine:
         is_done = self.blocks.reset()
         if is_done:
             self.features.clear()
+            self.observer.forgot()
         return is_done
 
     def close(self) -> None:
         """End all requests and the threads."""
         for number in [*self._groups]:
             self.abort(number)
-        self._new, self._loading, self._pending, self._poolable = [], {}, None, deque()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pending, self._poolable = None, deque()
+        self._intake.close()
 
     @torch.no_grad()
     def step(self, timeout: float | None = None) -> list[Event]:
@@ -213,8 +201,8 @@ class Engine:
             before, self._pending = self._pending, None
         if before is not None:
             self._collect(before)
-        elif not plan and self._loading and not self._events:
-            wait(self._loading, timeout, return_when=FIRST_COMPLETED)
+        elif not plan and self._intake.num_loading and not self._events:
+            self._intake.wait(timeout)
         events, self._events = self._events, []
         return events
 
@@ -230,40 +218,34 @@ class Engine:
         """All that are there, begun or not."""
         return [
             *(group.request for group in self._groups.values()),
-            *(request for _, request in self._new),
-            *self._loading.values(),
+            *self._intake,
             *(request for request, _ in self._poolable),
         ]
 
+    def _remove(self, number: int) -> None:
+        """Forget a request that has not begun."""
+        self._intake.remove(number)
+        self._poolable = deque(entry for entry in self._poolable if entry[0].number != number)
+
     def _load(self) -> None:
         """Have pixels made ready for as many requests as may run next, and begin those whose pixels are there."""
-        while self._new:
-            request = self._new[0][1]
-            num_ahead = len(self._loading) + (len(self._poolable) if request.pools else len(self.scheduler.waiting))
-            if num_ahead >= (POOL_AHEAD if request.pools else self.limits.max_num_seqs):
-                break
-            heappop(self._new)
-            if request.is_ready:
-                future: Future[Loaded] = Future()
-                try:
-                    future.set_result(self._loaded(request))
-                except Exception as error:
-                    future.set_exception(error)
-            else:
-                future = self._threads.submit(self._loaded, request)
-            self._loading[future] = request
-        if self._loading and not self.scheduler.running:
-            wait(self._loading, LINGER)  # what is ready soon may share the step
-        for future in [future for future in self._loading if future.done()]:
-            request = self._loading.pop(future)
+        self._intake.load(self._has_room)
+        if self._intake.num_loading and not self.scheduler.running and not self._poolable:
+            self._intake.wait(LINGER, for_all=True)  # what is ready soon may share the step
+        for request, loaded in self._intake.take():
             try:
-                self._begin(request, *future.result())
+                self._begin(request, *loaded.result())
             except Exception as error:
                 self._refuse(request, as_vlmfx_error(error, NOT_PREPARED))
+
+    def _has_room(self, request: Request) -> bool:
+        num_ahead = len(self._poolable) if request.pools else len(self.scheduler.waiting)
+        return num_ahead + self._intake.num_loading < (POOL_AHEAD if request.pools else self.limits.max_num_seqs)
 
     def _loaded(self, request: Request) -> Loaded:
         """The inputs of a request, and the rules of its tokens where it has any."""
         inputs, params, rules = request.load(), request.params, None
+        self._admission.check_media(inputs)
         if request.pools:
             return inputs, None
         if params.has_rules:
@@ -298,6 +280,7 @@ class Engine:
             return
         dimensions = [request.dimensions for request, _ in batch]
         found = vectors(self.model, [inputs for _, inputs in batch], dimensions, self.executor)
+        self.observer.pooled([request for request, _ in batch], found)
         for (request, inputs), vector in zip(batch, found, strict=True):
             if isinstance(vector, VlmfxError):
                 self._refuse(request, vector)
@@ -309,6 +292,7 @@ class Engine:
 
     def _begin(self, request: Request, made: Prepared | ModelInputs, rules: TokenRules | None) -> None:
         if isinstance(made, ModelInputs):
+            self.observer.began(request, made)
             self._poolable.append((request, made))
             return
         max_len, params = self.max_len(request), request.params
@@ -326,17 +310,21 @@ class Engine:
         ]
         texts[0].forks = texts[1:]
         self._has_host_rows |= _needs_host(texts[0])
-        self._groups[request.number] = Group(
+        group = Group(
             request=request,
             prepared=made,
             texts=texts,
             taps=None if tapped is None else {name: value.cpu() for name, value in tapped.items()},
             prompt_logprobs=None if num is None else prompt_logprobs(self.model, made.inputs, num, max_len=max_len),
         )
+        self.observer.began(request, made.inputs)
+        self._groups[request.number] = group
         self.scheduler.add(texts[0])
 
     def _launch(self, plan: StepPlan, before: Launched | None) -> Launched:
+        self.observer.planned(plan)
         launched = self._launcher.launch(plan, before)
+        self.observer.failed(launched.failed)
         for request, error in launched.failed:
             self._fail(request, error)
         for chunk in plan.prefill:
@@ -350,7 +338,9 @@ class Engine:
 
     def _collect(self, launched: Launched) -> None:
         """Read what a step drew."""
-        for text, token, candidates in launched.read():
+        drawn = launched.read()
+        self.observer.read(drawn)
+        for text, token, candidates in drawn:
             text.num_in_flight -= 1
             if not text.is_open:
                 continue
@@ -359,7 +349,8 @@ class Engine:
             shown = text.completion.push(token, candidates)
             self.counters.num_drawn += 1
             self.scheduler.publish(text)
-            if text.completion.end is not None:
+            end = text.completion.end
+            if end is not None:
                 self.scheduler.finish(text)
             elif text.rules is not None:
                 try:
@@ -375,6 +366,8 @@ class Engine:
                 text=shown,
                 token_ids=(token,),
                 logprobs=new,
+                finish_reason=None if end is None else end.finish_reason,
+                stop_reason=None if end is None else end.stop_reason,
                 output=output,
             )
             self._finish(group, event) if output is not None else self._events.append(event)
@@ -389,6 +382,7 @@ class Engine:
     def _refuse(self, request: Request, error: VlmfxError) -> None:
         """End a request that has not begun by an error."""
         self.counters.num_failed += 1
+        self.counters.num_finished += 1
         self._events.append(Event(request=request, output=request.failed(error)))
 
     def _finish(self, group: Group, event: Event) -> None:
@@ -398,75 +392,6 @@ class Engine:
         del self._groups[group.request.number]
         self.counters.num_finished += 1
         self._events.append(event)
-
-
-def run(
-    model: Model,
-    requests: Sequence[Request],
-    *,
-    max_num_seqs: int,
-    max_tokens: int = runner.MAX_TOKENS,
-    executor: Executor | None = None,
-    on_text: OnText = lambda number, text: None,
-) -> Iterator[RequestOutput]:
-    """The outputs of requests for texts as they finish, by an engine of their own; at most max_tokens of prompts are computed in a step.
-
-    executor: by default the functions as they are, with a cache that holds max_num_seqs of the longest request."""
-    if not requests:
-        return
-    if executor is None:
-        longest = max(r.max_len(model.max_model_len) for r in requests)
-        layout = CacheLayout.of(min(max_num_seqs, len(requests)), longest)
-        executor = EagerExecutor(model.program_set, model.params, layout=layout)
-    engine = Engine(model, executor, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens)
-    try:
-        for output in drain(engine, requests, on_text):
-            assert isinstance(output, RequestOutput), "requests for vectors go to an engine"
-            yield output
-    finally:
-        engine.close()
-
-
-def drain(engine: Engine, requests: Sequence[Request], on_text: OnText) -> Iterator[Output]:
-    """The outputs of requests as they finish, in an engine that has no others; one that cannot be served has its error in it.
-
-    Where the caller stops, or on_text raises, those that are left are ended."""
-    mine = {request.number for request in requests}
-    try:
-        for request in requests:
-            try:
-                engine.add(request)
-            except VlmfxError as error:
-                mine.remove(request.number)
-                yield request.failed(error)
-        while engine.has_work:
-            for event in engine.step():
-                if event.text:
-                    on_text(event.request.number, event.text)
-                if event.output is not None:
-                    mine.remove(event.request.number)
-                    yield event.output
-    finally:
-        for number in mine:
-            engine.abort(number)
-        if mine:
-            engine.step()
-
-
-def _limits(model: Model, executor: Executor, max_num_seqs: int, max_tokens: int) -> Limits:
-    """What was asked for, and no more than an executor's plan has room for."""
-    plan = executor.plan
-    rungs = () if plan is None else plan.prefill or plan.pool
-    if plan is None or not rungs:
-        patches = MAX_PATCHES.get(model.device.type, MAX_PATCHES["cuda"])
-        return Limits(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens, max_patches=patches)
-    return Limits(
-        max_num_seqs=min((max_num_seqs, *plan.decode[-1:])),
-        max_num_batched_tokens=min(max_tokens, rungs[-1]),
-        max_prefill_seqs=plan.max_seqs,
-        max_patches=plan.encode[-1] if plan.encode else 1,
-        max_segments=plan.max_segments,
-    )
 
 
 def _needs_host(text: Text) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.prepared import Prepared
-from vlmfx.engine.request import Logprob, RequestMetrics, RequestOutput
+from vlmfx.engine.request import FinishReason, Logprob, RequestMetrics, RequestOutput
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.sequence import Sequence as Text
 
@@ -18,13 +18,16 @@ Output = RequestOutput | EmbeddingRequestOutput
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Event:
-    """What is new in text `index` of a request; output is set with the last one, or where the request failed."""
+    """What is new in text `index` of a request, which ends with it where finish_reason is set; output is set with the last one of all, or
+    where the request failed."""
 
     request: Request
     index: int = 0
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[dict[int, Logprob], ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
     output: Output | None = None
 
 
@@ -63,7 +66,7 @@ class Group:
 
 @dataclass(kw_only=True)
 class Counters:
-    """What was done so far. num_cached: tokens of prompts that were found in the cache."""
+    """What was done so far. num_cached: tokens of prompts that were found in the cache; num_finished: requests, failed ones too."""
 
     num_steps: int = 0
     num_prompt_tokens: int = 0

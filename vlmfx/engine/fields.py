@@ -52,8 +52,11 @@ def boolean(field: str, value: object) -> bool:
     return value
 
 
-def strings(field: str, value: object, remedy: str, *, most: int | None = None) -> tuple[str, ...]:
-    """A list of strings of at least one character, at most `most`, each once. remedy: what an empty string would do."""
+def strings(
+    field: str, value: object, remedy: str, *, most: int | None = None, most_chars: int | None = None
+) -> tuple[str, ...]:
+    """A list of strings of at least one character, at most `most`, each once, of at most most_chars together. remedy: what an empty
+    string would do."""
     if not isinstance(value, (list, tuple)):
         refuse(field, value, "a list of strings", "wrap a single string in a list")
     for string in value:
@@ -63,6 +66,9 @@ def strings(field: str, value: object, remedy: str, *, most: int | None = None) 
             refuse(field, string, "valid Unicode", "remove the lone surrogate")
     if most is not None and len(value) > most:
         raise InvalidRequest(field, f"found {len(value)} strings but need at most {most}; leave some out.", found=value)
+    if most_chars is not None and (count := sum(map(len, value))) > most_chars:
+        message = f"found {count} characters in all but need at most {most_chars}; leave some out."
+        raise InvalidRequest(field, message, found=count, expected=most_chars)
     return tuple(dict.fromkeys(value))
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from vlmfx.engine.sampler import logprobs
+from vlmfx.engine.sampler import Candidates, Scores, sent
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.sequence import Sequence as Text
 from vlmfx.errors import VlmfxError
 
-Candidates = dict[int, tuple[float, int]]  # id → (log-probability, rank)
 Failure = tuple[Request, VlmfxError]
+Drawn = tuple[Text, int, Candidates | None]  # a text with the token that it drew
 
 
 class Piece:
@@ -23,10 +23,7 @@ class Piece:
 
     def __init__(self, texts: Sequence[Text], ids: Tensor, logits: Tensor) -> None:
         self.texts, self.ids = texts, ids
-        wanted = [t.request.params.logprobs for t in texts]
-        self.candidates: list[Candidates | None] = [None] * len(texts)
-        if any(n is not None for n in wanted):
-            self.candidates = logprobs(logits, ids, wanted)
+        self.scores = Scores(logits, ids, [t.request.params.logprobs for t in texts])
 
 
 class Launched:
@@ -38,10 +35,8 @@ class Launched:
         self.ids = (
             ids[0] if len(ids) == 1 else torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=device)
         )
-        self._host, self._event = self.ids, None
+        self._host, self._event = sent(self.ids), None
         if device.type == "cuda":
-            self._host = torch.empty(self.ids.shape, dtype=self.ids.dtype, pin_memory=True)
-            self._host.copy_(self.ids, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
 
@@ -50,11 +45,10 @@ class Launched:
         """Which of ids each text drew."""
         return {text: row for row, text in enumerate(t for piece in self.pieces for t in piece.texts)}
 
-    def read(self) -> Iterator[tuple[Text, int, Candidates | None]]:
-        """Each text with the token that it drew; waits for the device."""
+    def read(self) -> list[Drawn]:
+        """What all texts drew; waits for the device."""
         if self._event is not None:
             self._event.synchronize()
-        tokens = iter(self._host.tolist())
-        for piece in self.pieces:
-            for text, candidates in zip(piece.texts, piece.candidates, strict=True):
-                yield text, next(tokens), candidates
+        texts = [text for piece in self.pieces for text in piece.texts]
+        candidates = [one for piece in self.pieces for one in piece.scores.read()]
+        return list(zip(texts, self._host.tolist(), candidates, strict=True))

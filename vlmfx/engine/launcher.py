@@ -140,10 +140,8 @@ class Launcher:
                 continue
             read = index[at] - item.first_row
             first, last = int(read.min()), int(read.max())
-            all_rows = (
-                self.features.get(item.key) if item.rows is None else item.rows.to(self.model.device, self.model.dtype)
-            )
-            rows.append(all_rows[first : last + 1])
+            all_rows = self.features.get(item.key) if item.rows is None else item.rows
+            rows.append(moved(all_rows[first : last + 1].to(self.model.dtype), self.model.device))
             mine[: len(index)][at] = read - first + count
             count += last + 1 - first
         return {"features": torch.cat(rows) if rows else None, "feature_index": mine}
@@ -187,11 +185,11 @@ class Launcher:
         """The newest token of each (n,), on the device: of those that are in flight what the last step drew."""
         known = [t.completion.token_ids[-1] for t in texts if t.num_in_flight == 1]
         if before is None or len(known) == len(texts):
-            return torch.tensor(known).to(self.model.device)
+            return self._on_device(known)
         source, rows = before.ids, before.rows
         new = len(source)
         if known:
-            source = torch.cat((source, torch.tensor(known).to(self.model.device)))
+            source = torch.cat((source, self._on_device(known)))
         wanted = []
         for text in texts:
             if text.num_in_flight == 1:
@@ -201,7 +199,11 @@ class Launcher:
                 wanted.append(rows[text])
         if wanted == list(range(len(source))):
             return source
-        return source.index_select(0, torch.tensor(wanted).to(self.model.device, non_blocking=True))
+        return source.index_select(0, self._on_device(wanted))
+
+    def _on_device(self, values: list[int]) -> Tensor:
+        found: Tensor = moved(torch.tensor(values), self.model.device)
+        return found
 
 
 def _sampling(texts: Sequence[Text], places: Sequence[int]) -> Sampling | None:

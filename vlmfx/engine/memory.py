@@ -25,7 +25,9 @@ def cache_layout(model: Model, options: EngineOptions, plan: Plan | None) -> Cac
     """The layout of the cache that there is room for. plan: whose largest steps run beside it. Raises DeviceError."""
     block_bytes = bytes_per_token(model.config.text, model.dtype) * BLOCK_SIZE
     most = CacheLayout.of(options.num_seqs(model.device.type), model.max_model_len)
-    if options.kv_cache_memory_bytes is not None:
+    if options.num_gpu_blocks_override is not None:
+        room = options.num_gpu_blocks_override * block_bytes
+    elif options.kv_cache_memory_bytes is not None:
         room = options.kv_cache_memory_bytes
     elif model.device.type == "cuda":
         room = _room_on_gpu(model, options.gpu_memory_utilization, plan)

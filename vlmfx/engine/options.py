@@ -16,14 +16,16 @@ class EngineOptions:
     """max_num_seqs: texts that are generated at once; None is 128 on a GPU and 16 elsewhere. max_num_batched_tokens: of prompts in a step.
 
     kv_cache_memory_bytes: of the KV cache; None is on a GPU what gpu_memory_utilization, a share of all its memory, leaves beside the
-    weights and the largest step, elsewhere 4 GiB; and never more than max_num_seqs of the longest sequences need. mm_feature_cache_bytes:
-    of encoded images that are kept for other requests. enable_prefix_caching: whether prompts that begin alike share blocks.
-    async_scheduling: whether a step is launched before the one before is read; None is on a GPU only. Raises InvalidRequest."""
+    weights and the largest step, elsewhere 4 GiB; and never more than max_num_seqs of the longest sequences need.
+    num_gpu_blocks_override: its blocks of 16 tokens, on any device, in the place of both. mm_feature_cache_bytes: of encoded images that
+    are kept for other requests. enable_prefix_caching: whether prompts that begin alike share blocks. async_scheduling: whether a step is
+    launched before the one before is read; None is on a GPU only. Raises InvalidRequest."""
 
     max_num_seqs: int | None = None
     max_num_batched_tokens: int = 8192
     gpu_memory_utilization: float = 0.9
     kv_cache_memory_bytes: int | None = None
+    num_gpu_blocks_override: int | None = None
     mm_feature_cache_bytes: int = FEATURE_BYTES
     enable_prefix_caching: bool = True
     async_scheduling: bool | None = None
@@ -33,10 +35,11 @@ class EngineOptions:
             ("max_num_seqs", 1),
             ("max_num_batched_tokens", 1),
             ("kv_cache_memory_bytes", 1),
+            ("num_gpu_blocks_override", 1),
             ("mm_feature_cache_bytes", 0),
         ):
             value = getattr(self, name)
-            is_open = value is None and name in ("max_num_seqs", "kv_cache_memory_bytes")
+            is_open = value is None and name in ("max_num_seqs", "kv_cache_memory_bytes", "num_gpu_blocks_override")
             if not is_open and (type(value) is not int or value < least):
                 raise InvalidRequest(name, f"it is {shown(value)}; use a whole number of {least} or more.", found=value)
         share = self.gpu_memory_utilization

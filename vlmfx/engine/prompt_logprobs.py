@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from vlmfx.checkpoint import Model
@@ -24,17 +26,12 @@ def prompt_logprobs(
     a long prompt."""
     hidden = tap(model, inputs, ["hidden"], max_len=max_len)["hidden"][:-1]
     ids, tokenizer = torch.tensor(inputs.token_ids[1:], device=hidden.device), model.processor.tokenizer
+    text = lru_cache(maxsize=None)(lambda i: tokenizer.decode([i], skip_special_tokens=False))  # of few tokens, often
     rows = max(1, MAX_TILE_BYTES // (4 * model.config.text.vocab_size))
     out: list[dict[int, Logprob] | None] = [None]
     for start in range(0, len(hidden), rows):
         tile = slice(start, start + rows)
         logits = model.functions.logits(model.params, model.config, hidden[tile])
         for found in logprobs(logits, ids[tile], [num] * len(logits)):
-            entry = (found or {}).items()
-            out.append(
-                {
-                    i: Logprob(value, rank, tokenizer.decode([i], skip_special_tokens=False))
-                    for i, (value, rank) in entry
-                }
-            )
+            out.append({i: Logprob(value, rank, text(i)) for i, (value, rank) in (found or {}).items()})
     return out

@@ -57,11 +57,13 @@ class Row:
 
 
 def copy_blocks(cache: Cache, copies: Sequence[tuple[int, int]]) -> None:
-    """(source, target): all of a block of the cache."""
+    """(source, target): all of a block of the cache; no target is a source."""
+    if not copies:
+        return
+    sources, targets = moved(torch.tensor(copies).T.contiguous(), cache[0][0].device)
     for k_and_v in cache:
         for blocks in k_and_v:
-            for source, target in copies:
-                blocks[target].copy_(blocks[source])
+            blocks.index_copy_(0, targets, blocks.index_select(0, sources))
 
 
 def encode(model: Model, requests: Sequence[ModelInputs], executor: Executor | None = None) -> list[Tensor | None]:

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlmfx.compile.executor import moved
 from vlmfx.compile.programs import Sampling
 from vlmfx.engine.request import SamplingParams
 from vlmfx.errors import ShapeError
 from vlmfx.ops.sample import MAX_VOCAB
 from vlmfx.ops.token_logprobs import token_logprobs
 
+Candidates = dict[int, tuple[float, int]]  # id → (log-probability, rank)
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
@@ -54,30 +56,48 @@ def within_float32(value: float) -> float:
     return min(max(value, _SMALLEST), _LARGEST)
 
 
-def logprobs(logits: Tensor, ids: Tensor, num: Sequence[int | None]) -> list[dict[int, tuple[float, int]] | None]:
+def logprobs(logits: Tensor, ids: Tensor, num: Sequence[int | None]) -> list[Candidates | None]:
     """logits (rows, vocab), the sampled ids (rows,) → for each row {id: (log-probability, rank)}, or None where num is.
 
     The sampled id comes first, then the num most likely by rank; rank 1 is the most likely, and of equal logits the
     lower id ranks first. float32 log-softmax of the logits as given, before temperature and filters. Raises
     ShapeError."""
-    if logits.dim() != 2 or not logits.shape[0] == ids.numel() == len(num):
-        raise ShapeError(
-            f"logprobs: logits have shape {tuple(logits.shape)} beside {ids.numel()} ids and {len(num)} numbers; "
-            "pass (rows, vocab) logits and one of each a row."
-        )
-    out: list[dict[int, tuple[float, int]] | None] = [None] * len(num)
-    asked = [(i, n) for i, n in enumerate(num) if n is not None]
-    if not asked:
+    return Scores(logits, ids, num).read()
+
+
+class Scores:
+    """What `logprobs` gives, on its way: computed and then sent to the host, which waits for it in `read` and no sooner."""
+
+    def __init__(self, logits: Tensor, ids: Tensor, num: Sequence[int | None]) -> None:
+        if logits.dim() != 2 or not logits.shape[0] == ids.numel() == len(num):
+            raise ShapeError(
+                f"logprobs: logits have shape {tuple(logits.shape)} beside {ids.numel()} ids and {len(num)} numbers; "
+                "pass (rows, vocab) logits and one of each a row."
+            )
+        self._num_rows = len(num)
+        self._asked = [(i, n) for i, n in enumerate(num) if n is not None]
+        self._found: tuple[Tensor, ...] = ()
+        if self._asked:
+            rows: Tensor = moved(torch.tensor([i for i, _ in self._asked]), logits.device)
+            most = min(max(n for _, n in self._asked), logits.shape[1])
+            self._found = tuple(map(sent, token_logprobs(logits[rows], ids.flatten()[rows], most)))
+
+    def read(self) -> list[Candidates | None]:
+        """By row; on a GPU only once what was launched is known to be done."""
+        out: list[Candidates | None] = [None] * self._num_rows
+        table = zip(self._asked, *(tensor.tolist() for tensor in self._found), strict=True) if self._found else ()
+        for (row, n), (first, *rest), (value, *others), own_rank in table:
+            found = out[row] = {first: (value, own_rank)}
+            for r, (token, logprob) in enumerate(zip(rest[:n], others[:n], strict=True)):
+                found.setdefault(token, (logprob, r + 1))
         return out
-    rows = torch.tensor([i for i, _ in asked], device=logits.device)
-    most = min(max(n for _, n in asked), logits.shape[1])
-    tokens, values, ranks = token_logprobs(logits[rows], ids[rows].flatten(), most)
-    table = zip(asked, tokens.tolist(), values.tolist(), ranks.tolist(), strict=True)
-    for (i, n), (first, *rest), (value, *others), own_rank in table:
-        out[i] = {first: (value, own_rank)}
-        for r, (token, logprob) in enumerate(zip(rest[:n], others[:n], strict=True)):
-            out[i].setdefault(token, (logprob, r + 1))  # type: ignore[union-attr]
-    return out
+
+
+def sent(tensor: Tensor) -> Tensor:
+    """The tensor on the host; from a GPU it is on its way, and there once a later event is."""
+    if tensor.device.type != "cuda":
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _signed(word: int) -> int:

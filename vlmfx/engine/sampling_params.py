@@ -16,7 +16,8 @@ from vlmfx.errors import InvalidRequest, shown
 
 MAX_LOGPROBS = 20
 MAX_N = 128  # OpenAI's limit; vLLM's default is 16,384, of which each would take rows and blocks of the cache
-MAX_BAD_WORDS = 128  # vLLM's default
+MAX_STRINGS = 128  # of stop, and of bad_words, as vLLM's default for these
+MAX_CHARS = 8192  # of all of them together, as each takes time of every step
 MAX_LOGIT_BIAS = 1024
 DEFAULT_MAX_TOKENS = 512  # what max_tokens=None allows at most
 ABSENT = frozenset({
@@ -93,7 +94,8 @@ class SamplingParams:
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "detokenize"):
             boolean(name, getattr(self, name))
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        store("stop", strings("stop", stop, "an empty one would stop before any token") if stop is not None else ())
+        hint = "an empty one would stop before any token"
+        store("stop", strings("stop", () if stop is None else stop, hint, most=MAX_STRINGS, most_chars=MAX_CHARS))
         if self.stop and not self.detokenize:
             refuse("stop", self.stop, "no stop strings with detokenize=False", "use stop_token_ids or detokenize=True")
         for name in ("stop_token_ids", "allowed_token_ids"):
@@ -103,7 +105,7 @@ class SamplingParams:
         if self.allowed_token_ids == ():
             refuse("allowed_token_ids", [], "at least one id", "leave it out to allow every token")
         hint = "an empty one would forbid every token"
-        store("bad_words", strings("bad_words", self.bad_words or (), hint, most=MAX_BAD_WORDS))
+        store("bad_words", strings("bad_words", self.bad_words or (), hint, most=MAX_STRINGS, most_chars=MAX_CHARS))
         store("min_tokens", integer("min_tokens", self.min_tokens, 0, None, "0 allows a stop at once"))
         if self.max_tokens is not None:
             hint = "None allows up to 512 or the rest of the context"

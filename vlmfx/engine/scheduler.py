@@ -139,7 +139,7 @@ class Scheduler:
                 plan.prefill.append(chunk)
                 left, rows = left - (chunk.end - chunk.start), rows - max(len(chunk.draws), 1)
                 num_running += num_rows if is_new else 0
-            elif is_new and chunk == "blocks":
+            elif chunk == "blocks":
                 return  # those behind it must not take what it waits for
 
     @property
@@ -154,10 +154,12 @@ class Scheduler:
         end, missing = self._with_images(plan, sequence, start, min(sequence.num_tokens, start + share))
         if end <= start:
             return "images"
+        pinned = self._pin(sequence, start, end)  # before a preemption lets go of them
         count = max(-(-end // size) - len(sequence.blocks) - len(shared), 0)
         spare = len(self.running) if is_new else 0  # a newcomer leaves those that run a block each
         while not self.blocks.has_room(count + spare, shared):
             if is_new or self.running[-1] is sequence:
+                self._unpin(sequence, pinned)
                 return "blocks"
             self._preempt_last(plan)
         self.blocks.share(shared)
@@ -167,13 +169,22 @@ class Scheduler:
             self.waiting.remove(sequence)
             self._run(sequence)
         plan.encode += missing
-        for item in sequence.items(start, end):
-            if item.rows is None and item.key not in sequence.pins:
-                sequence.pins.add(item.key)
-                self.features.pin(item.key)
         sequence.num_computed = end
         draws = self._fork(sequence) if end == sequence.num_tokens else ()
         return Chunk(sequence=sequence, start=start, end=end, draws=draws, num_found=len(shared) * size)
+
+    def _pin(self, sequence: Sequence, start: int, end: int) -> set[bytes]:
+        """Hold the images that these tokens read; the keys of those that the sequence did not hold."""
+        keys = {item.key for item in sequence.items(start, end) if item.rows is None} - sequence.pins
+        for key in keys:
+            self.features.pin(key)
+        sequence.pins |= keys
+        return keys
+
+    def _unpin(self, sequence: Sequence, keys: set[bytes]) -> None:
+        sequence.pins -= keys
+        for key in keys:
+            self.features.unpin(key)
 
     def _with_images(self, plan: StepPlan, sequence: Sequence, start: int, end: int) -> tuple[int, list[Item]]:
         """How far from start the images that are there, or may be encoded in this step, let the tokens go; and those to encode for it."""
@@ -225,18 +236,13 @@ class Scheduler:
         self.blocks.release(sequence.blocks)
         del sequence.blocks[:]
         sequence.num_published = 0
-        for key in sequence.pins:
-            self.features.unpin(key)
-        sequence.pins.clear()
+        self._unpin(sequence, set(sequence.pins))
 
     def unpin_read(self, sequence: Sequence) -> None:
         """Let go of the images that lie behind what is computed."""
-        for item in sequence.prepared.items:
-            if item.key in sequence.pins and all(
-                other.end <= sequence.num_computed for other in sequence.prepared.items if other.key == item.key
-            ):
-                sequence.pins.remove(item.key)
-                self.features.unpin(item.key)
+        if sequence.pins:
+            needed = {item.key for item in sequence.prepared.items if item.end > sequence.num_computed}
+            self._unpin(sequence, sequence.pins - needed)
 
     def _more_keys(self, sequence: Sequence, num: int) -> list[bytes]:
         """Keys of the blocks after those that the prompt has alone, up to `num` in all."""

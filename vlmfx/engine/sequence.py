@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from array import array
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from vlmfx.engine.completion import Completion
 from vlmfx.engine.embedding import EmbeddingRequestOutput
+from vlmfx.engine.fields import integer, is_unicode, number, refuse
 from vlmfx.engine.prepared import Item, Prepared
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.token_rules import TokenRules
@@ -26,7 +28,7 @@ class Request:
     number names it, and of those of one priority the smaller one goes first; lower priorities go first. arrival is when the user asked
     and deadline when it is too late, by time.perf_counter; prompt is its text, where it has one; taps names the values that its output
     is to carry; only requests of one salt share what is cached. pools: whether a vector of so many dimensions (None: all) is wanted, and
-    no text."""
+    no text. Raises InvalidRequest for what a caller may set: priority, deadline, salt."""
 
     number: int
     num_tokens: int
@@ -42,6 +44,13 @@ class Request:
     dimensions: int | None = None
     is_ready: bool = False  # whether load takes no time
     seed: int = field(default_factory=lambda: secrets.randbits(63))  # of draws, where params has none
+
+    def __post_init__(self) -> None:
+        integer("priority", self.priority, -(2**63), 2**63 - 1, "lower ones go first")
+        if self.deadline is not None:
+            number("deadline", self.deadline, -math.inf, math.inf, "leave it out for none")
+        if not isinstance(self.salt, str) or not is_unicode(self.salt):
+            refuse("salt", self.salt, "a string of valid Unicode", "leave it out to share what is cached")
 
     @classmethod
     def ready(cls, number: int, inputs: ModelInputs, params: SamplingParams, arrival: float) -> Request:

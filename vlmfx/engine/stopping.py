@@ -8,8 +8,9 @@ stop string, not always by the longest one's length; and min_tokens holds for EO
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from vlmfx.engine.request import FinishReason, SamplingParams
@@ -101,12 +102,10 @@ class _Matcher:
 
     pattern: str
     matched: int = 0
-    _shorter: list[int] = field(init=False, repr=False)  # [i]: the longest proper border of pattern[: i + 1]
+    _shorter: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._shorter = [0]
-        for char in self.pattern[1:]:
-            self._shorter.append(self._extend(self._shorter[-1], char))
+        self._shorter = _borders(self.pattern)
 
     def feed(self, char: str) -> bool:
         """Whether an occurrence of pattern ends with this character."""
@@ -117,6 +116,20 @@ class _Matcher:
         return True
 
     def _extend(self, length: int, char: str) -> int:
-        while length and self.pattern[length] != char:
-            length = self._shorter[length - 1]
-        return length + (self.pattern[length] == char)
+        return _extended(self.pattern, self._shorter, length, char)
+
+
+@lru_cache(maxsize=1024)
+def _borders(pattern: str) -> tuple[int, ...]:
+    """[i]: the length of the longest proper border of pattern[: i + 1]. Kept, as the n answers of a request look for the same."""
+    borders = [0]
+    for char in pattern[1:]:
+        borders.append(_extended(pattern, borders, borders[-1], char))
+    return tuple(borders)
+
+
+def _extended(pattern: str, borders: Sequence[int], length: int, char: str) -> int:
+    """How long a beginning of pattern ends in char, after one of this length."""
+    while length and pattern[length] != char:
+        length = borders[length - 1]
+    return length + (pattern[length] == char)

@@ -23,8 +23,8 @@ class TokenRules:
     both with and without a space before it, also where the two have different numbers of tokens; and a mask that would leave no token
     gives up min_tokens first, and then raises.
 
-    Raises InvalidRequest for ids beyond the vocabulary, for a bad word without tokens, and, now or in `accept`, where the rules
-    together leave no token."""
+    Raises InvalidRequest for ids beyond the vocabulary, for a bad word without tokens, and, now or in `mask`, where the rules together
+    leave no token."""
 
     def __init__(
         self,
@@ -67,11 +67,6 @@ class TokenRules:
         return bool(self._words) or self._grammar is not None
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the answer has its form and cannot go on: nothing but EOS may come."""
-        return self._grammar is not None and self._grammar.is_finished
-
-    @property
     def has_penalties(self) -> bool:
         p = self.params
         return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
@@ -84,7 +79,7 @@ class TokenRules:
         return self._history[: self.prompt_len + len(self._answer)]
 
     def accept(self, token_id: int) -> None:
-        """Take the token that was drawn. Raises InvalidRequest where none can follow it."""
+        """Take the token that was drawn."""
         if self._history is not None:
             end = self.prompt_len + len(self._answer)
             if end == len(self._history):
@@ -94,8 +89,7 @@ class TokenRules:
         if self.needs_host:
             if self._grammar is not None:
                 self._grammar.accept(token_id)
-            self._masks.clear()
-            self.mask()
+            self._masks.clear()  # the next one is made while the model computes the logits that it is for
 
     def mask(self, *, is_ahead: bool = False) -> Mask | None:
         """The tokens that may come next, None for all; not to be written to. is_ahead: one more token has been drawn and is not

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlmfx.engine.fields import boolean, integer, refuse
+from vlmfx.engine.fields import boolean, integer, is_unicode, refuse
 from vlmfx.engine.sampling_params import SamplingParams
 from vlmfx.errors import InvalidRequest, shown
 from vlmfx.openai.fields import CHAT, COMPLETION, EMBEDDING, TEMPLATE, checked
@@ -100,7 +100,7 @@ def request_options(body: Mapping[str, Any]) -> dict[str, Any]:
         options["priority"] = integer("priority", body["priority"], -(2**31), 2**31 - 1, "lower ones go first")
     salt = body.get("cache_salt")
     if salt is not None:
-        if not isinstance(salt, str) or not salt:
+        if not isinstance(salt, str) or not salt or not is_unicode(salt):
             refuse("cache_salt", salt, "a string of at least one character", "leave it out to share what is cached")
         options["salt"] = salt
     return options

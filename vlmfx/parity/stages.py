@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from vlmfx.checkpoint import Model
-from vlmfx.engine import engine
+from vlmfx.engine.drain import run
 from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.taps import tap
@@ -70,7 +70,7 @@ def greedy(model: Model, inputs: ModelInputs, num_tokens: int) -> Values:
     """greedy_ids and greedy_margins of num_tokens steps through the engine and its cache, or as many as the context allows."""
     params = SamplingParams.greedy(max_tokens=num_tokens, ignore_eos=True, logprobs=2, detokenize=False)
     request = Request.ready(0, inputs, params, time.perf_counter())
-    (output,) = engine.run(model, [request], max_num_seqs=1)
+    (output,) = run(model, [request], max_num_seqs=1)
     completion = output.outputs[0]
     assert completion.logprobs is not None
     best = [sorted((c.logprob for c in step.values()), reverse=True)[:2] for step in completion.logprobs]
