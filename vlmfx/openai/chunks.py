@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmfx.engine.events import Event
 from vlmfx.engine.fields import boolean, refuse
-from vlmfx.engine.request import CompletionOutput, RequestOutput
+from vlmfx.engine.request import CompletionOutput
 from vlmfx.errors import InvalidRequest
 from vlmfx.openai.logprobs import chat_logprobs, completion_logprobs
 from vlmfx.openai.requests import Form
@@ -80,16 +80,13 @@ class Chunks:
         news: dict[int, CompletionOutput] = {}
         for event in events:
             place = self.places[event.request.number]
-            if event.token_ids or event.text:
-                one = news.setdefault(place + event.index, CompletionOutput(place + event.index, "", ()))
-                one.text += event.text
-                one.token_ids += event.token_ids
-                if event.request.params.logprobs is not None:
-                    one.logprobs = [*(one.logprobs or ()), *event.logprobs]
-            if isinstance(event.output, RequestOutput):
-                for done in event.output.outputs:
-                    one = news.setdefault(place + done.index, CompletionOutput(place + done.index, "", ()))
-                    one.finish_reason, one.stop_reason = done.finish_reason, done.stop_reason
+            one = news.setdefault(place + event.index, CompletionOutput(place + event.index, "", ()))
+            one.text += event.text
+            one.token_ids += event.token_ids
+            if event.request.params.logprobs is not None and event.logprobs:
+                one.logprobs = [*(one.logprobs or ()), *event.logprobs]
+            if event.finish_reason is not None:
+                one.finish_reason, one.stop_reason = event.finish_reason, event.stop_reason
         self.num_answer += sum(len(one.token_ids) for one in news.values())
         return [self._body([self._choice(one)]) for _, one in sorted(news.items()) if self._is_shown(one)]
 
