@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import pytest
 
-from tests.server.harness import CHAT, EMBEDDINGS, answer, asks, post, refused, request, serving, tiny
+from tests.server.harness import CHAT, EMBEDDINGS, answer, asks, noise_url, post, refused, request, serving, tiny
 from vlmfx import __version__
+from vlmfx.compile.buckets import Plan
+from vlmfx.engine.observer import Observer
 from vlmfx.errors import EngineFull
 from vlmfx.server.app import GET, POST
 from vlmfx.server.auth import OPEN_PATHS, Keys
+from vlmfx.server.steps import StepCounter
 
 JSON = {"content-type": "application/json"}
 
@@ -200,3 +204,43 @@ def test_metrics_count_what_was_done():
         assert not any("nope" in key for key in found)
     with serving(tiny(), metrics_prefix="vllm") as service:
         assert "vllm:num_requests_waiting" in request(service, "GET", "/metrics").text
+
+
+def metrics_of(service):
+    text = request(service, "GET", "/metrics").text
+    return {
+        re.sub(r',?model_name="[^"]*"', "", key).replace("{,", "{"): float(value)
+        for key, value in (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    }
+
+
+def test_metrics_tell_of_pictures_fetches_and_programs():
+    with serving(tiny()) as service:
+        body = asks("What is it?", noise_url())
+        for _ in range(3):
+            answer(service, CHAT, body)
+        refused(service, CHAT, asks("x", "http://127.0.0.1/x.png"))
+        refused(service, CHAT, asks("x", "gopher://127.0.0.1/x.png"))
+        found = metrics_of(service)
+        assert found["vlmfx:encoder_items_total{}"] == 1
+        assert found["vlmfx:encoder_cache_queries_total{}"] == 3
+        assert found["vlmfx:encoder_cache_hits_total{}"] == 2
+        assert found['vlmfx:media_fetch_seconds_count{scheme="data"}'] == 3
+        assert found['vlmfx:media_refusals_total{scheme="http"}'] == 1
+        assert found['vlmfx:media_refusals_total{scheme="other"}'] == 1
+        assert 'vlmfx:media_refusals_total{scheme="data"}' not in found
+        assert found['vlmfx:program_runs_total{program="encode"}'] == 1
+        assert found['vlmfx:program_size_total{program="decode"}'] == 3 * 11
+        assert found['vlmfx:request_prepare_seconds_count{fetches="false"}'] == 3
+
+
+def test_metrics_tell_what_buckets_add():
+    plan = Plan(encode=(64,), prefill=(256,), decode=(4,), max_segments=4, max_seqs=4)
+    with serving(tiny(), {"plan": plan, "backend": "inductor"}) as service:
+        executor = service.engine.engine.executor
+        steps = StepCounter(Observer(), executor)
+        steps._count("decode", 3)
+        steps._count("prefill", 300, 1)
+        steps._count("prefill", 200, 1)
+        assert (steps.hits, steps.misses) == ({"decode": 1, "prefill": 1}, {"prefill": 1})
+        assert steps.padding == {"decode": 1, "prefill": 56}

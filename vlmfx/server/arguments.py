@@ -66,6 +66,7 @@ def add_engine(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--max-num-batched-tokens", type=int, help="of prompts in a step (8192)")
     verb.add_argument("--gpu-memory-utilization", type=float, help="share of a GPU's memory to use (0.9)")
     verb.add_argument("--kv-cache-memory-bytes", type=int)
+    verb.add_argument("--num-gpu-blocks-override", type=int, help="blocks of 16 tokens in the KV cache, on any device")
     verb.add_argument("--mm-feature-cache-bytes", type=int, help="of encoded images that are kept for other requests")
     verb.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
     verb.add_argument("--async-scheduling", action=argparse.BooleanOptionalAction)
@@ -76,7 +77,8 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of LLM that `add_engine` asks for, those that are given."""
     names = (
         "backend", "enforce_eager", "plan", "strict", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization",
-        "kv_cache_memory_bytes", "mm_feature_cache_bytes", "enable_prefix_caching", "async_scheduling", "tensor_parallel_size",
+        "kv_cache_memory_bytes", "num_gpu_blocks_override",
+        "mm_feature_cache_bytes", "enable_prefix_caching", "async_scheduling", "tensor_parallel_size",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 

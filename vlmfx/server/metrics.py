@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from vlmfx.engine.engine import Engine
 from vlmfx.engine.events import Output
 from vlmfx.engine.request import RequestOutput
+from vlmfx.server.steps import StepCounter
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
@@ -20,7 +21,9 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50
 class Metrics:
     """What a server has done, in a registry of its own. compiles: programs that were compiled since the start, which should stay 0."""
 
-    def __init__(self, engine: Engine, model_name: str, *, prefix: str, compiles: Callable[[], int]) -> None:
+    def __init__(
+        self, engine: Engine, steps: StepCounter, model_name: str, *, prefix: str, compiles: Callable[[], int]
+    ) -> None:
         self.registry = CollectorRegistry()
         labels = {"model_name": model_name}
 
@@ -51,7 +54,9 @@ class Metrics:
         self._prepare = histogram(
             "request_prepare_seconds", "To render, tokenize and, where fetches is true, to fetch.", SECONDS, "fetches"
         )
-        self.registry.register(_Live(engine, prefix, labels, compiles))
+        self._fetch = histogram("media_fetch_seconds", "To read what a URL names.", SECONDS, "scheme")
+        self._refused = counter("media_refusals", "URLs that were refused, or could not be read.", "scheme")
+        self.registry.register(_Live(engine, steps, prefix, labels, compiles))
 
     def finished(self, output: Output, seconds: float) -> None:
         """A request that is done, after so many seconds."""
@@ -79,6 +84,12 @@ class Metrics:
         """A prompt that was rendered and tokenized."""
         self._prepare.labels(**self._labels, fetches=str(fetches).lower()).observe(seconds)
 
+    def fetched(self, scheme: str, seconds: float, is_refused: bool) -> None:
+        """A URL of a medium."""
+        self._fetch.labels(**self._labels, scheme=scheme).observe(seconds)
+        if is_refused:
+            self._refused.labels(**self._labels, scheme=scheme).inc()
+
     def failed(self, kind: str, status: int) -> None:
         """A request that failed."""
         self._errors.labels(**self._labels, kind=kind, status=status).inc()
@@ -95,8 +106,10 @@ class Metrics:
 class _Live:
     """What the engine counts and holds, read when it is asked for."""
 
-    def __init__(self, engine: Engine, prefix: str, labels: dict[str, str], compiles: Callable[[], int]) -> None:
-        self.engine, self.prefix, self.labels, self.compiles = engine, prefix, labels, compiles
+    def __init__(
+        self, engine: Engine, steps: StepCounter, prefix: str, labels: dict[str, str], compiles: Callable[[], int]
+    ) -> None:
+        self.engine, self.steps, self.prefix, self.labels, self.compiles = engine, steps, prefix, labels, compiles
 
     def collect(self) -> Iterable[Metric]:
         found = self.engine.metrics()
@@ -119,6 +132,11 @@ class _Live:
             ),
             "engine_steps": ("Steps of the engine.", found["num_steps"]),
             "encoder_items": ("Images and videos that were encoded.", found["num_encoded"]),
+            "encoder_cache_queries": ("Images and videos of prompts that began.", self.steps.num_media),
+            "encoder_cache_hits": (
+                "Of these, those that need not be encoded.",
+                max(0, self.steps.num_media - found["num_encoded"]),
+            ),
             "compiles": ("Programs that were compiled while serving; it should stay 0.", self.compiles()),
         }
         for name, (says, value) in gauges.items():
@@ -128,6 +146,19 @@ class _Live:
         for name, (says, value) in counters.items():
             counter = CounterMetricFamily(f"{self.prefix}:{name}", says, labels=[*self.labels])
             counter.add_metric([*self.labels.values()], value)
+            yield counter
+
+        by_program = {
+            "program_runs": ("Runs of a program.", self.steps.runs),
+            "program_size": ("Patches, tokens or sequences that it was given.", self.steps.sizes),
+            "bucket_padding": ("Patches, tokens or sequences that buckets added to these.", self.steps.padding),
+            "bucket_hits": ("Runs in a bucket of the plan.", self.steps.hits),
+            "bucket_misses": ("Runs that the plan has no bucket for.", self.steps.misses),
+        }
+        for name, (says, counts) in by_program.items():
+            counter = CounterMetricFamily(f"{self.prefix}:{name}", says, labels=[*self.labels, "program"])
+            for program, value in sorted(counts.items()):
+                counter.add_metric([*self.labels.values(), program], value)
             yield counter
 
     def describe(self) -> Iterable[Metric]:

@@ -29,6 +29,7 @@ from vlmfx.server.app import create_app
 from vlmfx.server.metrics import Metrics
 from vlmfx.server.options import ServerOptions
 from vlmfx.server.service import Service
+from vlmfx.server.steps import StepCounter
 
 log = logging.getLogger("vlmfx.server")
 MARGIN_S = 5.0  # after the time for draining, for last answers to leave
@@ -71,10 +72,15 @@ def serve(load: Callable[[], Loaded], options: ServerOptions) -> int:
 
 def service_of(llm: Loaded, options: ServerOptions) -> Service:
     """An LLM's engine in a thread of its own, for prompts of clients: paths in them are not read from this machine's disk."""
-    llm.model = replace(llm.model, processor=with_options(llm.model.processor, None, {"allow_paths": False}))
-    engine = AsyncEngine(llm.engine, llm.request, max_waiting=options.max_waiting)
     counter = CompileCounter()
-    metrics = Metrics(llm.engine, options.names[0], prefix=options.metrics_prefix, compiles=lambda: counter.total)
+    steps = StepCounter(llm.engine.observer, llm.engine.executor)
+    llm.engine.observer = steps
+    metrics = Metrics(
+        llm.engine, steps, options.names[0], prefix=options.metrics_prefix, compiles=lambda: counter.total
+    )
+    media = {"allow_paths": False, "on_fetch": metrics.fetched}
+    llm.model = replace(llm.model, processor=with_options(llm.model.processor, None, media))
+    engine = AsyncEngine(llm.engine, llm.request, max_waiting=options.max_waiting)
     return Service(engine=engine, processor=llm.model.processor, task=llm.task, options=options, metrics=metrics)
 
 

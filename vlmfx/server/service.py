@@ -56,8 +56,9 @@ class Service:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of the longest prompt and answer together."""
-        return min(self.processor.max_model_len, self.engine.engine.capacity)
+        """Tokens of the longest prompt, and with its answer where there is one."""
+        most = self.processor.max_model_len
+        return most if self.task == "embed" else min(most, self.engine.engine.capacity)
 
     def check(self, body: Any, path: str, task: str | None) -> None:
         """Raise for a body that is for another model, another task, or brings a template where none is taken."""
