@@ -277,10 +277,34 @@ def test_at_sigterm_what_takes_too_long_is_ended_in_order(tmp_path):
     with served(tmp_path / "log", "scenes", *arguments) as server:
         found, seconds, _ = lines_until_the_end(server, 1900)
         assert found[-1] == "[DONE]"
-        assert "shut down before" in json.loads(found[-2])["error"]["message"]
+        assert "shut down" in json.loads(found[-2])["error"]["message"]
         assert seconds < 5
         assert server.process.wait(10) == 0, server.log.read_text()
         assert "Traceback" not in server.log.read_text()
+
+
+def test_a_host_that_never_answers_does_not_hold_up_the_end(tmp_path):
+    with socket.socket() as host:
+        host.bind(("127.0.0.1", 0))
+        host.listen()
+        place = f"127.0.0.1:{host.getsockname()[1]}"
+        arguments = ["--port", "0", "--host", "127.0.0.1", "--private-media-hosts", place, "--drain-timeout", "0.3"]
+        with served(tmp_path / "log", "scenes", *arguments, VLMFX_IMAGE_FETCH_TIMEOUT="50") as server:
+            told_at, kept = 0.0, []
+
+            def end() -> None:
+                nonlocal told_at
+                kept.append(host.accept())
+                told_at = time.monotonic()
+                server.process.send_signal(signal.SIGTERM)
+
+            threading.Thread(target=end).start()
+            body = asks("x", f"http://{place}/x.png", model="scenes")
+            response = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+            assert (response.status_code, response.json()["error"]["type"]) == (503, "server_error")
+            assert server.process.wait(10) == 0, server.log.read_text()
+            assert time.monotonic() - told_at < 8
+            assert "Traceback" not in server.log.read_text()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not on this machine")

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,7 +81,7 @@ class AsyncEngine:
         self,
         make: Callable[[list[int]], list[Request]],
         num: int = 1,
-        pool: ThreadPoolExecutor | None = None,
+        pool: Executor | None = None,
         *,
         wants_all: bool = True,
     ) -> AsyncGenerator[list[Event], None]:

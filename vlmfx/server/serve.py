@@ -152,7 +152,12 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         engine, seconds = self.service.engine, self.service.options.drain_timeout_s
         log.info("ending: %d requests have %g s to finish", engine.num_requests, seconds)
-        draining = asyncio.ensure_future(engine.drain(seconds))
+
+        async def drain() -> None:
+            await engine.drain(seconds)
+            self.service.close()  # those that still fetch have not come to the engine
+
+        draining = asyncio.ensure_future(drain())
         await super().shutdown(sockets)
         await draining
 

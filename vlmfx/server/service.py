@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +15,14 @@ from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.events import Event, Output
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
-from vlmfx.errors import InvalidRequest, shown
+from vlmfx.errors import EngineFull, InvalidRequest, shown
 from vlmfx.openai.fields import check_model
 from vlmfx.openai.requests import request_options
 from vlmfx.processing.prompt import Processor
 from vlmfx.server.body import Bodies
 from vlmfx.server.calls import Call
 from vlmfx.server.errors import HttpError
+from vlmfx.server.fetchers import Fetchers
 from vlmfx.server.metrics import Metrics
 from vlmfx.server.options import ServerOptions
 
@@ -42,7 +43,7 @@ class Service:
     bodies: Bodies = field(init=False)
     # Hosts that answer slowly must not keep prompts waiting that name none.
     working: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "vlmfx-serve"))
-    fetching: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(NUM_FETCHING, "vlmfx-fetch"))
+    fetching: Fetchers = field(default_factory=lambda: Fetchers(NUM_FETCHING))
 
     def __post_init__(self) -> None:
         options = self.options
@@ -98,7 +99,7 @@ class Service:
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], wants_all: bool = True
     ) -> AsyncGenerator[list[Event], None]:
         """As `AsyncEngine.events`."""
-        pool = self.fetching if any(map(names_urls, prompts)) else self.working
+        pool: Executor = self.fetching if any(map(names_urls, prompts)) else self.working
         return self.engine.events(make, len(prompts), pool, wants_all=wants_all)
 
     async def outputs(
@@ -123,9 +124,9 @@ class Service:
         self.metrics.finished(output, call.seconds)
 
     def close(self) -> None:
-        """End the threads; the engine is to be closed before."""
+        """End the threads, and give up what is fetched; the engine is to be closed before."""
         self.working.shutdown(wait=False, cancel_futures=True)
-        self.fetching.shutdown(wait=False, cancel_futures=True)
+        self.fetching.end(EngineFull("the server was shut down before the request was done; send it to another."))
 
     def _check_room(self, field: str, request: Request) -> None:
         limit, left = request.params.max_tokens, self.max_model_len - request.num_tokens

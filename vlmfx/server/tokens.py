@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ async def tokenize(service: Service, request: Request) -> Response:
         return tokenize_request(body)
 
     asked = await read_json(request, service.bodies, service.working, read)
-    pool = service.fetching if names_urls(asked.prompt) else service.working
+    pool: Executor = service.fetching if names_urls(asked.prompt) else service.working
     work = asyncio.get_running_loop().run_in_executor(pool, partial(_tokenized, service, asked))
     body = await unless_gone(request.receive, work)
     return json_reply(body)
