@@ -118,6 +118,16 @@ def test_openais_client_asks_about_pictures(client, server, pictures):
     assert text.object == "text_completion"
 
 
+def test_the_example_of_the_page(server):
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    code = code.replace("http://localhost:8000", server.url).replace("EMPTY", "key-1")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=server.log.parent, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "red\n"), done.stderr
+
+
 def test_openais_client_reads_streams(client, server):
     options = {"include_usage": True}
     stream = client.chat.completions.create(
