@@ -52,5 +52,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 # The development install contains the plain one, so it settles both stamps.
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[dev,video]'
+	$(PIP_INSTALL) -e '.[dev,video,serve]'
 	@touch $(VENV)/.installed $@

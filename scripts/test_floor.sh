@@ -10,6 +10,7 @@ requirements=(
     torch==2.4.1 transformers==4.46.3 "numpy<2"
     tokenizers==0.20.3 "huggingface_hub<1" safetensors==0.5.3 pillow==11.3.0 av==16.1.0 jinja2==3.1.6 tqdm==4.70.1
     llguidance==1.9.1
+    fastapi==0.115.6 uvicorn==0.32.1 orjson==3.10.15 prometheus-client==0.21.1 httpx==0.27.2 openai==1.60.2
     pytest==8.4.2 hypothesis==6.168.5
 )
 

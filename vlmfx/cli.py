@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmfx import __version__
 from vlmfx.errors import InvalidRequest, VlmfxError
+from vlmfx.server.arguments import add_engine, add_server, engine_options, media_limits, server_options
 
 if TYPE_CHECKING:
     from vlmfx.engine.request import SamplingParams
@@ -103,6 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--max-num-seqs", type=int, help="texts that are generated at once; 128 on a GPU, 16 elsewhere")
     _add_loading(verb)
     verb.set_defaults(run=batch)
+
+    verb = verbs.add_parser("serve", help="an HTTP server for OpenAI's clients, and vLLM's")
+    verb.add_argument("model", help='folder, hub id, or "scenes", the shipped model')
+    verb.add_argument("--task", default="generate", help="generate (default), or embed (also embedding)")
+    _add_loading(verb)
+    add_engine(verb)
+    add_server(verb)
+    verb.set_defaults(run=serve)
 
     verb = verbs.add_parser("replay", help="run again what --record wrote, to the first step that goes another way")
     verb.add_argument("file", metavar="FILE", help="the recording; its tensors lie in FILE.tensors")
@@ -281,6 +290,28 @@ def batch(args: argparse.Namespace) -> int:
         raise
     print(f"{args.target}: {summary}", file=sys.stderr)
     return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    """`vlmfx serve`: a server, until SIGTERM or SIGINT."""
+    try:
+        from vlmfx.server import serve as server
+    except ModuleNotFoundError as error:
+        raise VlmfxError(
+            f"{error.name} is not installed; pip install 'vlmfx[serve]' brings what serving needs."
+        ) from error
+    from vlmfx.llm import LLM
+
+    options = server_options(args)
+    args.limit_mm_per_prompt = media_limits(args.limit_mm_per_prompt)
+
+    def load() -> LLM:
+        llm = LLM(args.model, task=args.task, **_loading(args), **engine_options(args))
+        if args.warm_up:
+            llm.warm_up()
+        return llm
+
+    return server.serve(load, options)
 
 
 def replay(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 VlmfxError
 ├── InvalidRequest      a prompt, image or parameter of one request; carries field, found, expected
+│   └── ModelNotFound       it names a model that is not served
 ├── BatchError          some requests of a batch failed; carries the outputs of all
 ├── InternalError       a request failed by a fault of ours
 ├── DeadlineExceeded    a request that was not done in its time
@@ -41,7 +42,11 @@ class InvalidRequest(VlmfxError):
         self.expected = expected
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _invalid_request, (self.field, self.message, self.found, self.expected)
+        return _invalid_request, (type(self), self.field, self.message, self.found, self.expected)
+
+
+class ModelNotFound(InvalidRequest):
+    """A request names a model that is not the one that is served."""
 
 
 class CheckpointError(VlmfxError):
@@ -142,9 +147,9 @@ def reason_of(error: BaseException, limit: int = 200) -> str:
     return text or type(error).__name__
 
 
-def _invalid_request(field: str, message: str, found: Any, expected: Any) -> InvalidRequest:
+def _invalid_request(kind: type[InvalidRequest], field: str, message: str, found: Any, expected: Any) -> InvalidRequest:
     """Unpickles an InvalidRequest, whose arguments are keywords in part."""
-    return InvalidRequest(field, message, found=found, expected=expected)
+    return kind(field, message, found=found, expected=expected)
 
 
 def as_vlmfx_error(error: Exception, doing: str) -> VlmfxError:

@@ -155,7 +155,8 @@ def test_a_bad_line_is_an_error_line_and_nothing_more(desk):
     assert [found[key]["status_code"] for key in ("first", "last")] == [200, 200]
     for key, (_, param) in bad.items():
         error = found[key]["body"]["error"]
-        assert (found[key]["status_code"], error["type"]) == (400, "invalid_request_error"), key
+        expected = 404 if key == "model" else 400
+        assert (found[key]["status_code"], error["type"]) == (expected, "invalid_request_error"), key
         assert error["message"].endswith("."), error
         assert param is None or error["param"] == param
     again = next(one for one in desk.results() if one["id"] == f"batch_req_line_{len(bad) + 5}")

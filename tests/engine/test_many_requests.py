@@ -78,10 +78,9 @@ class Recorded(AsyncEngine):
 
         super().__init__(llm.engine, make)
 
-    def _deliver(self, event: Event) -> None:
-        if event.output is not None:
-            self.ends[event.request.number] += 1
-        super()._deliver(event)
+    def _deliver(self, events: list[Event]) -> None:
+        self.ends.update(event.request.number for event in events if event.output is not None)
+        super()._deliver(events)
 
 
 def engine_of(family: str, asks: list[Known], overlaps: bool) -> Recorded:

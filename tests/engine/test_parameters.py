@@ -13,6 +13,8 @@ from tests.golden_cases import TINY, load_model
 from tests.invariants import token_ids
 from tests.pictures import about, mixed, picture
 from vlmfx import LLM, InvalidRequest, SamplingParams
+from vlmfx.engine import runner
+from vlmfx.engine.launched import Launched
 from vlmfx.engine.structured_outputs import StructuredOutputsParams
 
 DRAWN = SamplingParams(temperature=1.0, seed=11, max_tokens=10, ignore_eos=True)
@@ -125,14 +127,22 @@ def test_prompt_logprobs_come_with_the_output(llm):
 
 
 def test_a_step_is_launched_before_the_one_before_it_is_read_also_where_rules_need_the_host(monkeypatch):
-    model, order = load_model(TINY["qwen2_vl"]), []
+    model = load_model(TINY["qwen2_vl"])
+    order: list[str] = []
 
     def noting(what: str, run: Any) -> Any:
-        return lambda *args, **options: (order.append(what), run(*args, **options))[1]
+        def noted(*args: Any, **options: Any) -> Any:
+            order.append(what)
+            return run(*args, **options)
+
+        return noted
 
     monkeypatch.setattr(runner, "decode", noting("launch", runner.decode))
     monkeypatch.setattr(Launched, "read", noting("read", Launched.read))
-    params = [SamplingParams.greedy(max_tokens=4, ignore_eos=True, bad_words=["a bad word"]), SamplingParams(max_tokens=4)]
+    params = [
+        SamplingParams.greedy(max_tokens=4, ignore_eos=True, bad_words=["a bad word"]),
+        SamplingParams(max_tokens=4),
+    ]
     expected = [LLM(model).generate("Hello", p)[0].outputs[0].token_ids for p in params[:1]]
     order.clear()
     outputs = LLM(model, async_scheduling=True).generate(["Hello", "What?"], params, use_tqdm=False)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,17 +40,6 @@ class Mailbox:
     wants_all: bool = True
     events: deque[Event] = field(default_factory=deque)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def put(self, event: Event) -> bool:
-        """Whether there is a reader still."""
-        if event.output is None and not self.wants_all:
-            return True  # each event would wake the reader
-        self.events.append(event)
-        try:
-            self.loop.call_soon_threadsafe(self.ready.set)
-        except RuntimeError:  # its loop is closed
-            return False
-        return True
 
     async def take(self) -> list[Event]:
         """All that has come, once there is something; it may be empty."""
@@ -92,7 +81,7 @@ class AsyncEngine:
         self,
         make: Callable[[list[int]], list[Request]],
         num: int = 1,
-        pool: ThreadPoolExecutor | None = None,
+        pool: Executor | None = None,
         *,
         wants_all: bool = True,
     ) -> AsyncGenerator[list[Event], None]:
@@ -204,13 +193,11 @@ class AsyncEngine:
                 messages, self._inbox = self._inbox, []
             self._do(messages)
             if not self._is_closed:
-                for event in self.engine.step_or_fail(PATIENCE):
-                    self._deliver(event)
+                self._deliver(self.engine.step_or_fail(PATIENCE))
         with self._changed:
             self._has_ended = True
         self._do(self._inbox)
-        for event in self.engine.fail_all(_closed("ended before the request was done")):
-            self._deliver(event)
+        self._deliver(self.engine.fail_all(_closed("ended before the request was done")))
         self.engine.close()
 
     def _do(self, messages: list[Callable[[], None]]) -> None:
@@ -225,14 +212,29 @@ class AsyncEngine:
             self.engine.add(request)
         except Exception as error:
             failed = request.failed(as_vlmfx_error(error, "the request could not be taken"))
-            self._deliver(Event(request=request, output=failed))
+            self._deliver([Event(request=request, output=failed)])
 
-    def _deliver(self, event: Event) -> None:
-        number = event.request.number
-        mailbox = self._mailboxes.get(number)
-        if mailbox is not None and not mailbox.put(event):
-            self._mailboxes.pop(number, None)
-            self._tell(partial(self.engine.abort, number))
+    def _deliver(self, events: list[Event]) -> None:
+        """Put events into mailboxes and wake the readers of those, a loop once: each waking is a call of the system's."""
+        woken: dict[asyncio.AbstractEventLoop, dict[int, Mailbox]] = {}
+        for event in events:
+            number = event.request.number
+            mailbox = self._mailboxes.get(number)
+            if mailbox is not None and (mailbox.wants_all or event.output is not None):
+                mailbox.events.append(event)
+                woken.setdefault(mailbox.loop, {})[number] = mailbox
+        for loop, mailboxes in woken.items():
+            try:
+                loop.call_soon_threadsafe(_wake, list(mailboxes.values()))
+            except RuntimeError:  # it is closed: nobody reads there any more
+                for number in mailboxes:
+                    self._mailboxes.pop(number, None)
+                    self._tell(partial(self.engine.abort, number))
+
+
+def _wake(mailboxes: list[Mailbox]) -> None:
+    for mailbox in mailboxes:
+        mailbox.ready.set()
 
 
 def _closed(why: str) -> EngineFull:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlmfx.errors import InvalidRequest, shown
+from vlmfx.errors import InvalidRequest, ModelNotFound, shown
 
 # SamplingParams has these under the same names.
 SAMPLING = frozenset({
@@ -72,12 +72,12 @@ def checked(body: Any, known: frozenset[str]) -> dict[str, Any]:
     return fields
 
 
-def check_model(body: Any, served: str) -> None:
-    """Raise InvalidRequest for a body that is for another model than the one that is served."""
+def check_model(body: Any, served: str, *others: str) -> None:
+    """Raise ModelNotFound for a body that is for another model than the one that is served, under any of its names."""
     name = body.get("model") if isinstance(body, Mapping) else None
-    if name is not None and name != served:
+    if name is not None and name not in (served, *others):
         message = f"it is {shown(name)}, but {shown(served)} is served; name that one, or leave it out."
-        raise InvalidRequest("model", message, found=name, expected=served)
+        raise ModelNotFound("model", message, found=name, expected=served)
 
 
 def _name(name: object) -> str:

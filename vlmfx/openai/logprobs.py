@@ -30,12 +30,13 @@ def chat_logprobs(one: CompletionOutput, form: Form) -> dict[str, Any] | None:
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(one: CompletionOutput, form: Form) -> dict[str, Any] | None:
-    """The older form: a list a key, an item a token; the chosen token is among top_logprobs. None where none were asked for."""
+def completion_logprobs(one: CompletionOutput, form: Form, offset: int = 0) -> dict[str, Any] | None:
+    """The older form: a list a key, an item a token; the chosen token is among top_logprobs. None where none were asked for.
+
+    offset: characters of the tokens before these."""
     if one.logprobs is None:
         return None
     tokens, numbers, tops, offsets = [], [], [], []
-    offset = 0
     for token, entry in zip(one.token_ids, one.logprobs, strict=True):
         text = _text(token, entry[token], form)
         tokens.append(text)

@@ -40,7 +40,7 @@ def chat_request(body: Any) -> tuple[dict[str, Any], SamplingParams]:
     fields = checked(body, CHAT)
     if "messages" not in fields:
         raise InvalidRequest("messages", "it is missing; give a list of at least one message.")
-    prompt = _conversation(fields)
+    prompt = conversation(fields)
     tools = fields.get("tools")
     if tools:
         if fields.get("tool_choice") != "none":
@@ -65,7 +65,7 @@ def embedding_request(body: Any) -> EmbeddingRequest:
     if "messages" in fields:
         if "input" in fields:
             raise InvalidRequest("input", "it stands beside messages; leave one of the two out.", found=fields["input"])
-        prompts = [{"add_generation_prompt": False, **_conversation(fields)}]
+        prompts = [{"add_generation_prompt": False, **conversation(fields)}]
     else:
         alone = sorted(TEMPLATE & fields.keys() - {"mm_processor_kwargs", "media_io_kwargs"})
         if alone:
@@ -106,7 +106,7 @@ def request_options(body: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _conversation(fields: Mapping[str, Any]) -> dict[str, Any]:
+def conversation(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The messages and what goes with them."""
     variables = fields.get("chat_template_kwargs", {})
     if not isinstance(variables, Mapping):

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.request import CompletionOutput, RequestOutput
-from vlmfx.errors import DeadlineExceeded, EngineFull, InvalidRequest, VlmfxError
+from vlmfx.errors import DeadlineExceeded, EngineFull, InvalidRequest, ModelNotFound, VlmfxError
 from vlmfx.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from vlmfx.openai.requests import Form
 
@@ -103,14 +103,18 @@ def embedding_response(
 
 
 def error_response(error: VlmfxError) -> tuple[int, dict[str, Any]]:
-    """(HTTP status, the body) of a request that failed: 400 where the request is at fault."""
-    status = 500
-    for kind, number in ((InvalidRequest, 400), (EngineFull, 503), (DeadlineExceeded, 504)):
-        if isinstance(error, kind):
-            status = number
-    kind_of = "invalid_request_error" if status == 400 else "server_error"
+    """(HTTP status, the body) of a request that failed: 400 where the request is at fault, 404 where it names another model."""
+    kinds = ((ModelNotFound, 404), (InvalidRequest, 400), (EngineFull, 503), (DeadlineExceeded, 504))
+    status = next((number for kind, number in kinds if isinstance(error, kind)), 500)
     param = error.field if isinstance(error, InvalidRequest) else None
-    return status, {"error": {"message": str(error), "type": kind_of, "param": param, "code": None}}
+    code = "model_not_found" if isinstance(error, ModelNotFound) else None
+    return status, error_body(str(error), status, param=param, code=code)
+
+
+def error_body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's form of an error."""
+    kind = "invalid_request_error" if 400 <= status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def usage(outputs: Sequence[RequestOutput]) -> dict[str, int]:

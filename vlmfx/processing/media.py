@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +24,7 @@ from vlmfx.processing.messages import Media
 from vlmfx.processing.video import MAX_FRAMES
 
 JPEG_FRAMES = "data:video/jpeg;base64,"  # vLLM's form of a video: its frames' base64, with commas between them
+SCHEMES = ("data", "http", "https", "file")
 SCHEME = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)", re.ASCII | re.IGNORECASE)
 
 
@@ -58,7 +59,8 @@ class MediaPolicy:
     fetch from; None allows every public one. private_media_hosts: "HOST" or "HOST:PORT" that may have a private address.
     allow_paths: whether plain paths in parts, and of chat templates, are opened: they are the caller's own offline, and a client's
     in a server, which says False. The timeouts are of a whole transfer, name look-up and redirects included; max_total_s and
-    max_total_bytes are of all media of a prompt."""
+    max_total_bytes are of all media of a prompt. on_fetch(scheme, seconds, is_refused) is told of each URL, from the thread that
+    fetches."""
 
     allowed_local_media_path: str | Path | None = None
     allowed_media_domains: tuple[str, ...] | None = None
@@ -70,6 +72,7 @@ class MediaPolicy:
     max_redirects: int = 5
     max_total_s: float = 120.0
     max_total_bytes: int = 2**30
+    on_fetch: Callable[[str, float, bool], None] | None = None
 
     def __post_init__(self) -> None:
         folder = self.allowed_local_media_path or None  # vLLM's default is ""
@@ -179,6 +182,18 @@ def _is_file(value: Any) -> bool:
 def fetch(url: str, policy: MediaPolicy, field: str, *, video: bool = False) -> bytes:
     """The bytes behind a data:, http, https or file: URL. Raises InvalidRequest."""
     scheme = url.partition(":")[0].lower() if ":" in url[:40] else ""
+    start, is_refused = time.perf_counter(), True
+    try:
+        blob = _fetched(scheme, url, policy, field, video)
+        is_refused = False
+        return blob
+    finally:
+        if policy.on_fetch is not None:
+            known = scheme if scheme in SCHEMES else "other"
+            policy.on_fetch(known, time.perf_counter() - start, is_refused)
+
+
+def _fetched(scheme: str, url: str, policy: MediaPolicy, field: str, video: bool) -> bytes:
     if scheme == "data":
         return _decode(url, policy, field)
     if scheme == "file":
@@ -190,7 +205,7 @@ def fetch(url: str, policy: MediaPolicy, field: str, *, video: bool = False) -> 
             raise InvalidRequest(field, f"the URL cannot be fetched: {refused}.", found=url[:80]) from None
     what = f"URLs of scheme {scheme[:20]!r} are not fetched" if scheme else "it is no URL"
     message = f"{what}; send an http, https or data: URL, or the image itself."
-    raise InvalidRequest(field, message, found=scheme[:20], expected=("data", "http", "https", "file"))
+    raise InvalidRequest(field, message, found=scheme[:20], expected=SCHEMES)
 
 
 def _decode(url: str, policy: MediaPolicy, field: str) -> bytes:

@@ -16,6 +16,9 @@ MODALITIES = {
     "image": "image", "image_url": "image", "image_embeds": "image", "image_pil": "image", "video": "video", "video_url": "video",
 }  # fmt: skip
 TEXTS = {"text": "text", "input_text": "text", "refusal": "refusal"}  # OpenAI's types of text → the key that holds it
+# OpenAI's and vLLM's words beside a medium. The first says how many tokens it may take, which mm_processor_kwargs do here; the second
+# names it for a cache, which here goes by content.
+DETAILS = ("auto", "low", "high", "original")
 PART_TYPES = ("text", *MODALITIES, "input_text", "refusal")
 
 
@@ -94,11 +97,21 @@ def _read_part(part: Any, field: str) -> str | Media:
     if kind in ("image", "video") and value is None:
         value = part.get("path", part.get("url"))  # transformers' names
     if kind.endswith("_url") and isinstance(value, Mapping):
+        _check_beside(value.get("detail"), part.get("uuid"), field)
         value = value.get("url")
     if value is None or ((kind in TEXTS or kind.endswith("_url")) and not isinstance(value, str)):
         message = f"this {kind} part has no usable {TEXTS.get(kind, kind)!r} (found {type(value).__name__}); add it."
         raise InvalidRequest(field, message, found=type(value).__name__)
     return str(value) if kind in TEXTS else Media(kind, value, field)
+
+
+def _check_beside(detail: Any, uuid: Any, field: str) -> None:
+    """Raise InvalidRequest for what cannot be meant by them; what can be changes nothing."""
+    if detail is not None and detail not in DETAILS:
+        message = f"it is {shown(detail)}; use one of {', '.join(DETAILS)}."
+        raise InvalidRequest(f"{field}.detail", message, found=detail, expected=DETAILS)
+    if uuid is not None and not isinstance(uuid, str):
+        raise InvalidRequest(f"{field}.uuid", f"it is {shown(uuid)}; write a string, or leave it out.", found=uuid)
 
 
 def _kind_of(part: Mapping[str, Any]) -> Any:

@@ -1,0 +1,97 @@
+"""The JSON body of a request, within limits of bytes, time, items and depth."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+
+from vlmfx.errors import EngineFull, InvalidRequest, reason_of
+from vlmfx.server.calls import Call, call_of
+from vlmfx.server.errors import ClientGone, HttpError
+
+MAX_ITEMS = 1_000_000  # of all lists and objects of a body, which take up to 100 times its bytes of memory
+MAX_DEPTH = 100
+T = TypeVar("T")
+SMALL = 32 * 1024  # bytes that are parsed at once: another thread would cost more than it saves
+
+
+class Bodies:
+    """Reads bodies of at most `most` bytes; those that are held by requests have at most `most_held` together."""
+
+    def __init__(self, most: int, most_held: int, timeout_s: float) -> None:
+        self.most, self.most_held, self.timeout_s = most, most_held, timeout_s
+        self.num_held = 0
+
+    async def read(self, request: Request) -> bytes:
+        """The body, which counts as held until the call ends. Raises HttpError, EngineFull and ClientGone."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # Not only for order's sake: a page in a browser may send other types to any server without asking.
+            message = f"the body's type is {kind[:80] or 'not given'}; send JSON, with Content-Type: application/json."
+            raise HttpError(415, message, code="unsupported_media_type", headers={"Connection": "close"})
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length[:20]) > self.most:
+            raise self._too_large()
+        call = call_of(request.scope)
+        call.at_end.append(self._release)
+        try:
+            return await asyncio.wait_for(self._read(request, call), self.timeout_s or None)
+        except asyncio.TimeoutError:
+            message = f"the body did not come within {self.timeout_s:g} s; send it at once."
+            raise HttpError(408, message, headers={"Connection": "close"}) from None
+
+    async def _read(self, request: Request, call: Call) -> bytes:
+        parts: list[bytes] = []
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            parts.append(part)
+            call.num_body_bytes += len(part)
+            self.num_held += len(part)
+            if call.num_body_bytes > self.most:
+                raise self._too_large()
+            if self.num_held > self.most_held:
+                raise EngineFull("the requests that are being served hold as much as may be; send it again in a while.")
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _release(self, call: Call) -> None:
+        self.num_held -= call.num_body_bytes
+
+    def _too_large(self) -> HttpError:
+        message = f"the body has more than the {self.most} bytes that are taken; send less, or the URLs of images."
+        return HttpError(413, message, code="request_too_large", headers={"Connection": "close"})
+
+
+async def read_json(request: Request, bodies: Bodies, pool: ThreadPoolExecutor, read: Callable[[Any], T]) -> T:
+    """read(what the body of a request says), in a thread where it is not small. Raises as `Bodies.read` and read do, and InvalidRequest."""
+    text = await bodies.read(request)
+    if len(text) <= SMALL:
+        return read(parsed(text))
+    return await asyncio.get_running_loop().run_in_executor(pool, lambda: read(parsed(text)))
+
+
+def parsed(text: bytes) -> Any:
+    """The value of a JSON text. Raises InvalidRequest."""
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_ITEMS:
+        raise InvalidRequest("body", f"it has more than {MAX_ITEMS} items, or commas in texts; send less.")
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest("body", f"it is not valid JSON ({reason_of(error)}); correct it.") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))]
+        if not inner:
+            return value
+        level = [item for values in inner for item in values if isinstance(item, (dict, list))]
+        if not level:
+            return value
+    raise InvalidRequest("body", f"it is more than {MAX_DEPTH} levels deep; send it flatter.")

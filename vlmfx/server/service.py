@@ -1,0 +1,154 @@
+"""Service: what all handlers share: the engine, the names it is served under, and what was done so far."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmfx.engine.async_engine import AsyncEngine
+from vlmfx.engine.embedding import EmbeddingRequestOutput
+from vlmfx.engine.events import Event, Output
+from vlmfx.engine.request import RequestOutput, SamplingParams
+from vlmfx.engine.sequence import Request
+from vlmfx.errors import EngineFull, InvalidRequest, shown
+from vlmfx.openai.fields import check_model
+from vlmfx.openai.requests import request_options
+from vlmfx.processing.prompt import Processor
+from vlmfx.server.body import Bodies
+from vlmfx.server.calls import Call
+from vlmfx.server.errors import HttpError
+from vlmfx.server.fetchers import Fetchers
+from vlmfx.server.metrics import Metrics
+from vlmfx.server.options import ServerOptions
+
+NUM_FETCHING = 64  # threads for prompts that name URLs: they wait for hosts most of the time
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Service:
+    """A loaded model behind an AsyncEngine. task: "generate" or "embed"."""
+
+    engine: AsyncEngine
+    processor: Processor  # that of the engine's prompts
+    task: str
+    options: ServerOptions
+    metrics: Metrics
+    created: int = field(default_factory=lambda: int(time.time()))
+    bodies: Bodies = field(init=False)
+    # Hosts that answer slowly must not keep prompts waiting that name none.
+    working: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "vlmfx-serve"))
+    fetching: Fetchers = field(default_factory=lambda: Fetchers(NUM_FETCHING))
+
+    def __post_init__(self) -> None:
+        options = self.options
+        bodies = Bodies(options.max_body_bytes, options.max_held_bytes, options.body_timeout_s)
+        object.__setattr__(self, "bodies", bodies)
+
+    @property
+    def name(self) -> str:
+        """What answers call the model."""
+        return self.options.names[0]
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest prompt, and with its answer where there is one."""
+        most = self.processor.max_model_len
+        return most if self.task == "embed" else min(most, self.engine.engine.capacity)
+
+    def check(self, body: Any, path: str, task: str | None) -> None:
+        """Raise for a body that is for another model, another task, or brings a template where none is taken."""
+        if task is not None and task != self.task:
+            message = (
+                f'{path} needs the task "{task}", but this server does "{self.task}"; start one with --task {task}.'
+            )
+            raise HttpError(404, message, code="task_not_served")
+        check_model(body, *self.options.names)
+        brings_template = isinstance(body, dict) and body.get("chat_template") is not None
+        if brings_template and not self.options.trust_request_chat_template:
+            message = "templates of requests are not taken; leave it out, or start the server with --trust-request-chat-template."
+            raise InvalidRequest("chat_template", message)
+
+    def maker(
+        self, body: dict[str, Any], prompts: Sequence[dict[str, Any]], params: SamplingParams | None = None, **more: Any
+    ) -> Callable[[list[int]], list[Request]]:
+        """What makes the engine's requests of a body's prompts. Raises InvalidRequest for what stands beside them, and later, in its
+        thread, for the prompts."""
+        options = {**request_options(body), **more}
+        if self.options.request_timeout_s is not None:
+            options["deadline"] = time.perf_counter() + self.options.request_timeout_s
+        explicit = next((n for n in ("max_completion_tokens", "max_tokens") if body.get(n) is not None), None)
+
+        def make(numbers: list[int]) -> list[Request]:
+            start = time.perf_counter()
+            made = [self.engine.make(n, prompt, params, **options) for n, prompt in zip(numbers, prompts, strict=True)]
+            for request in made:
+                if explicit is not None:
+                    self._check_room(explicit, request)
+            self.metrics.prepared(time.perf_counter() - start, fetches=any(map(names_urls, prompts)))
+            return made
+
+        return make
+
+    def events(
+        self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], wants_all: bool = True
+    ) -> AsyncGenerator[list[Event], None]:
+        """As `AsyncEngine.events`."""
+        pool: Executor = self.fetching if any(map(names_urls, prompts)) else self.working
+        return self.engine.events(make, len(prompts), pool, wants_all=wants_all)
+
+    async def outputs(
+        self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], call: Call
+    ) -> list[Any]:
+        """The output of each prompt, in order."""
+        found: dict[int, Output] = {}
+        async with aclosing(self.events(make, prompts, wants_all=False)) as stream:
+            async for events in stream:
+                for event in events:
+                    if event.output is not None:
+                        found[event.request.number] = event.output
+                        self.count(event.output, call)
+        return [found[number] for number in sorted(found)]
+
+    def count(self, output: Output, call: Call) -> None:
+        """Take an output into the metrics and the call's log line."""
+        call.num_prompt += len(output.prompt_token_ids)
+        if isinstance(output, RequestOutput):
+            call.num_answer += sum(len(one.token_ids) for one in output.outputs)
+        assert isinstance(output, (RequestOutput, EmbeddingRequestOutput))
+        self.metrics.finished(output, call.seconds)
+
+    def close(self) -> None:
+        """End the threads, and give up what is fetched; the engine is to be closed before."""
+        self.working.shutdown(wait=False, cancel_futures=True)
+        self.fetching.end(EngineFull("the server was shut down before the request was done; send it to another."))
+
+    def _check_room(self, field: str, request: Request) -> None:
+        limit, left = request.params.max_tokens, self.max_model_len - request.num_tokens
+        if limit is not None and limit > left > 0:
+            message = (
+                f"it is {shown(limit)}, but a prompt of {request.num_tokens} tokens leaves {left} of the maximum context length of "
+                f"{self.max_model_len} tokens; ask for fewer, or leave it out."
+            )
+            raise InvalidRequest(field, message, found=limit, expected=left)
+
+
+def names_urls(prompt: dict[str, Any]) -> bool:
+    """Whether some part of a prompt's messages may have to be fetched from elsewhere."""
+    messages = prompt.get("messages")
+    rest = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    parts: list[Any] = [part for content in rest if isinstance(content, list) for part in content]
+    while parts:
+        value = parts.pop()
+        if isinstance(value, dict):
+            parts += [item for key, item in value.items() if key not in ("text", "type")]
+        elif isinstance(value, list):
+            parts += value
+        elif isinstance(value, str) and URL.match(value) and value[:5].lower() != "data:":
+            return True
+    return False

@@ -1,0 +1,54 @@
+"""/tokenize and /detokenize: prompts to token ids, images counted from their headers, and back."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+from fastapi import Request, Response
+
+from vlmfx.openai.tokens import TokenizeRequest, detokenize_request, tokenize_request
+from vlmfx.processing.prompt import plan
+from vlmfx.server.body import read_json
+from vlmfx.server.replies import json_reply
+from vlmfx.server.service import Service, names_urls
+from vlmfx.server.stream import unless_gone
+
+
+async def tokenize(service: Service, request: Request) -> Response:
+    """The ids of a text or a chat, as the model would be given them. Raises InvalidRequest."""
+
+    def read(body: Any) -> TokenizeRequest:
+        service.check(body, "/tokenize", None)
+        return tokenize_request(body)
+
+    asked = await read_json(request, service.bodies, service.working, read)
+    pool: Executor = service.fetching if names_urls(asked.prompt) else service.working
+    work = asyncio.get_running_loop().run_in_executor(pool, partial(_tokenized, service, asked))
+    body = await unless_gone(request.receive, work)
+    return json_reply(body)
+
+
+async def detokenize(service: Service, request: Request) -> Response:
+    """The text of ids, special tokens written out. Raises InvalidRequest."""
+
+    def read(body: Any) -> list[int]:
+        service.check(body, "/detokenize", None)
+        return detokenize_request(body)
+
+    ids = await read_json(request, service.bodies, service.working, read)
+    decode = partial(service.processor.tokenizer.decode, ids, skip_special_tokens=False)
+    text = await asyncio.get_running_loop().run_in_executor(service.working, decode)
+    return json_reply({"prompt": text})
+
+
+def _tokenized(service: Service, asked: TokenizeRequest) -> dict[str, Any]:
+    processor = service.processor
+    if asked.adds_special or "messages" in asked.prompt:
+        ids = plan(processor, asked.prompt).expanded.token_ids
+    else:
+        ids = processor.tokenizer.encode(asked.prompt["prompt"], add_special_tokens=False)
+    shown = [processor.tokenizer.id_to_token(i) for i in ids] if asked.shows_texts else None
+    return {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": shown}
