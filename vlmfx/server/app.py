@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vlmfx.server import embeddings, generation, status, tokens
-from vlmfx.server.auth import Auth
+from vlmfx.server import embeddings, generation, page, status, tokens
+from vlmfx.server.auth import OPEN_PATHS, Auth
 from vlmfx.server.calls import Call, Calls, call_of
 from vlmfx.server.errors import HttpError, error_reply
 from vlmfx.server.replies import guarded
@@ -53,13 +53,14 @@ def create_app(service: Service) -> FastAPI:
     options = service.options
     # No pages of documentation: they would load scripts from another host.
     app = FastAPI(title="vlmfx", openapi_url=None, docs_url=None, redoc_url=None)
-    for method, endpoints in (("GET", GET), ("POST", POST)):
+    pages = page.endpoints() if options.page else {}
+    for method, endpoints in (("GET", {**GET, **pages}), ("POST", POST)):
         for path, endpoint in endpoints.items():
             # A route of Starlette's: FastAPI's would look for parameters in each request, which takes half a millisecond.
             app.add_route(path, guarded(path, partial(endpoint, service), service.metrics), methods=[method])
     app.add_exception_handler(HTTPException, _http_error)
     if options.api_keys:
-        app.add_middleware(Auth, keys=options.api_keys)
+        app.add_middleware(Auth, keys=options.api_keys, open_paths=OPEN_PATHS.union(pages, [""] if pages else []))
     if options.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -49,6 +49,9 @@ def add_server(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--drain-timeout", type=float, default=DEFAULTS.drain_timeout_s, help="seconds to finish in at SIGTERM (30)"
     )
+    verb.add_argument(
+        "--page", action=argparse.BooleanOptionalAction, default=True, help="a page at / to try the model on"
+    )
     verb.add_argument("--metrics-prefix", choices=["vlmfx", "vllm"], default="vlmfx", help="of names in /metrics")
     verb.add_argument("--log-format", choices=["text", "json"], default="text")
 
@@ -96,7 +99,7 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
             lists[name] = names_of(_json(getattr(args, name), name), name)
     same = (
         "host", "port", "uds", "root_path", "ssl_keyfile", "ssl_certfile", "allow_credentials", "trust_request_chat_template",
-        "max_waiting", "metrics_prefix", "log_format",
+        "page", "max_waiting", "metrics_prefix", "log_format",
     )  # fmt: skip
     return ServerOptions(
         names=tuple(args.served_model_name or [args.model]),

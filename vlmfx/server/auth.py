@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -29,13 +29,13 @@ class Keys:
 
 
 class Auth:
-    """Lets in who shows a key as "Authorization: Bearer KEY"; every path is closed that is not one of OPEN_PATHS."""
+    """Lets in who shows a key as "Authorization: Bearer KEY"; every path is closed that is not one of open_paths."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self.app, self.keys = app, Keys(keys)
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str] = OPEN_PATHS) -> None:
+        self.app, self.keys, self.open_paths = app, Keys(keys), frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and is_open(scope)):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and is_open(scope, self.open_paths)):
             await self.app(scope, receive, send)
             return
         given = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -50,10 +50,10 @@ class Auth:
         await error_reply(error, call_of(scope).id)(scope, receive, send)
 
 
-def is_open(scope: Scope) -> bool:
+def is_open(scope: Scope, open_paths: Collection[str]) -> bool:
     """Whether a path is one that needs no key, spelled exactly; behind root_path or without it, as the router takes both."""
     root = scope.get("root_path", "").rstrip("/")
-    return scope["path"] in OPEN_PATHS or (scope["path"].startswith(root) and scope["path"][len(root) :] in OPEN_PATHS)
+    return scope["path"] in open_paths or (scope["path"].startswith(root) and scope["path"][len(root) :] in open_paths)
 
 
 def _digest(key: bytes) -> bytes:

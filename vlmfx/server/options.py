@@ -17,10 +17,10 @@ KEY_VARIABLES = ("VLMFX_API_KEY", "VLLM_API_KEY")
 class ServerOptions:
     """names: what clients may call the model, the first of them in answers. host None is every address of the machine, as in vLLM.
 
-    api_keys: one of them must come with a request; none lets everybody in. max_waiting: requests that wait for the engine, beyond
-    those that run. max_body_bytes: of a request; max_held_bytes: of the bodies of all requests that are being served; a body must
-    be there within body_timeout_s. request_timeout_s: from a request's arrival to its end; None is no limit. drain_timeout_s: what
-    runs at SIGTERM may take so long to end. Raises InvalidRequest."""
+    api_keys: one of them must come with a request; none lets everybody in. page: whether there is one at / to try the model on.
+    max_waiting: requests that wait for the engine, beyond those that run. max_body_bytes: of a request; max_held_bytes: of the bodies
+    of all requests that are being served; a body must be there within body_timeout_s. request_timeout_s: from a request's arrival to
+    its end; None is no limit. drain_timeout_s: what runs at SIGTERM may take so long to end. Raises InvalidRequest."""
 
     names: tuple[str, ...]
     host: str | None = None
@@ -35,6 +35,7 @@ class ServerOptions:
     allowed_headers: tuple[str, ...] = ("*",)
     allow_credentials: bool = False
     trust_request_chat_template: bool = False
+    page: bool = True
     max_waiting: int = 1024
     max_body_bytes: int = 64 * 2**20
     max_held_bytes: int = 512 * 2**20

@@ -59,5 +59,6 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "root": service.name,
         "parent": None,
         "max_model_len": service.max_model_len,
+        "max_body_bytes": service.options.max_body_bytes,
         "task": service.task,
     }
