@@ -53,7 +53,7 @@ def path_of(name: str) -> str:
 
 def endpoints() -> dict[str, Callable[[Service, Request], Awaitable[Response]]]:
     """What answers at each path of the page. No key is asked for: there is nothing in the files that the package does not hold."""
-    found = {}
+    found: dict[str, Callable[[Service, Request], Awaitable[Response]]] = {}
     for path in sorted(FOLDER.iterdir()):
         if path.suffix in KINDS:
             content = path.read_bytes()
