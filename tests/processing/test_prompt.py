@@ -12,7 +12,7 @@ from PIL import Image
 from tests.golden_cases import TINY, load_model
 from tests.pictures import about, encoded, picture, placeholder
 from tests.versions import transformers_from
-from vlmfx.processing import prompt as prompt_module
+from vlmfx.processing import images
 from vlmfx.processing.chat import template_takes_parts
 from vlmfx.processing.images import load_image
 from vlmfx.processing.prompt import prepare
@@ -85,7 +85,7 @@ def test_one_image_is_alive_at_a_time(model, monkeypatch):
         most.append(sum(known() is not None for known in made))
         return image
 
-    monkeypatch.setattr(prompt_module, "load_image", load)
+    monkeypatch.setattr(images, "load_image", load)
     prepare(model.processor, about(model, *[encoded(picture(40, 30, seed)) for seed in range(4)]))
     assert most == [1, 1, 1, 1]
 

@@ -93,7 +93,7 @@ def test_usage_in_a_stream(service):
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts)
     assert counts[-1] == usage["completion_tokens"]
-    assert 1 in counts
+    assert counts[0] <= 1, "each chunk has what is so far, not what will be"
     assert {chunk["usage"]["prompt_tokens"] for chunk in chunks[1:]} == {usage["prompt_tokens"]}
     assert chunks[-1]["usage"] == usage
 
