@@ -41,7 +41,7 @@ LIMITS: dict[str, Any] = {
 }
 # Between the tokens of JSON: a line break with what is before and behind it, or a few blanks. Of any number of them a small model would
 # write blanks, which are likely after blanks, until its tokens are used up.
-WHITESPACE = {"whitespace_pattern": r"[ \t]{1,4}|[ \t]{0,4}\r?\n[ \t]{0,64}"}
+WHITESPACE: Any = {"whitespace_pattern": r"[ \t]{1,4}|[ \t]{0,4}\r?\n[ \t]{0,64}"}
 POSITION = re.compile(r"^(?:at )?\d+\(\d+\): ")  # in the grammar that a regex is wrapped in
 
 
