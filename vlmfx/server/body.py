@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -27,12 +27,16 @@ class Bodies:
         self.most, self.most_held, self.timeout_s = most, most_held, timeout_s
         self.num_held = 0
 
-    async def read(self, request: Request) -> bytes:
-        """The body, which counts as held until the call ends. Raises HttpError, EngineFull and ClientGone."""
+    async def read(self, request: Request, types: Sequence[str] = ("application/json",)) -> bytes:
+        """The body, of one of these types or groups of types ("image/"), which counts as held until the call ends. Raises HttpError,
+        EngineFull and ClientGone."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        if not any(kind == one or (one.endswith("/") and kind.startswith(one)) for one in types):
             # Not only for order's sake: a page in a browser may send other types to any server without asking.
-            message = f"the body's type is {kind[:80] or 'not given'}; send JSON, with Content-Type: application/json."
+            wanted = "JSON, with Content-Type: application/json" + (
+                ", or an image, as image/png" if len(types) > 1 else ""
+            )
+            message = f"the body's type is {kind[:80] or 'not given'}; send {wanted}."
             raise HttpError(415, message, code="unsupported_media_type", headers={"Connection": "close"})
         if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             message = "the body is compressed, and it is not known how large it would become; send it as it is."
@@ -41,7 +45,7 @@ class Bodies:
         if length.isdigit() and int(length[:20]) > self.most:
             raise self._too_large()
         call = call_of(request.scope)
-        call.at_end.append(self._release)
+        call.on_end(self._release)
         try:
             return await asyncio.wait_for(self._read(request, call), self.timeout_s or None)
         except asyncio.TimeoutError:
