@@ -33,13 +33,14 @@ class Call:
     start: float = field(default_factory=time.perf_counter)
     status: int = 499
     num_body_bytes: int = 0
+    num_fetched_bytes: int = 0
     num_prompt: int = 0
     num_answer: int = 0
     error: str | None = None
     owner: bytes = b""
     _at_end: list[Callable[[Call], None]] = field(default_factory=list)
     _lock: Lock = field(default_factory=Lock)
-    _is_over: bool = False
+    is_over: bool = False
 
     @property
     def seconds(self) -> float:
@@ -49,7 +50,7 @@ class Call:
     def on_end(self, do: Callable[[Call], None]) -> None:
         """Have something done when it ends, or now if it has: a thread may work for it longer than it lasts."""
         with self._lock:
-            if not self._is_over:
+            if not self.is_over:
                 self._at_end.append(do)
                 return
         do(self)
@@ -57,7 +58,7 @@ class Call:
     def end(self) -> None:
         """Do what is to be done."""
         with self._lock:
-            self._is_over = True
+            self.is_over = True
         for do in self._at_end:
             do(self)
 

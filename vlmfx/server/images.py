@@ -15,7 +15,7 @@ from vlmfx.openai.fields import checked
 from vlmfx.processing.images import loaded
 from vlmfx.processing.media import fetch
 from vlmfx.server.body import parsed
-from vlmfx.server.calls import call_of
+from vlmfx.server.calls import Call, call_of
 from vlmfx.server.errors import HttpError
 from vlmfx.server.image_parts import stored
 from vlmfx.server.image_store import ENTRY_BYTES, StoredImage
@@ -35,8 +35,7 @@ async def put(service: Service, request: Request) -> Response:
     is_json = request.headers["content-type"].lower().startswith("application/json")
     url = _url(parsed(body)) if is_json else None
     pool: Any = service.working if url is None or url[:5].lower() == "data:" else service.fetching
-    owner = call_of(request.scope).owner
-    make: Callable[[], StoredImage] = partial(_kept, service, owner, body if url is None else url)
+    make: Callable[[], StoredImage] = partial(_kept, service, call_of(request.scope), body if url is None else url)
     image = await unless_gone(request.receive, asyncio.get_running_loop().run_in_executor(pool, make))
     assert image is not None
     return json_reply(_described(service, image))
@@ -62,16 +61,17 @@ def _url(body: Any) -> str:
     return url
 
 
-def _kept(service: Service, owner: bytes, given: bytes | str) -> StoredImage:
+def _kept(service: Service, call: Call, given: bytes | str) -> StoredImage:
     field = "url" if isinstance(given, str) else "body"
-    blob = fetch(given, service.processor.media, field) if isinstance(given, str) else given
+    with service.charged_to(call):
+        blob = fetch(given, service.processor.media, field) if isinstance(given, str) else given
     if not service.images.takes(len(blob)):
         most = service.images.max_bytes - ENTRY_BYTES
         message = f"the image has {len(blob)} bytes, but {most} are kept at most; send it with each request."
         raise InvalidRequest(field, message, found=len(blob), expected=most)
     with loaded(blob, field=field):
         pass
-    return stored(blob, field, owner, service.images, service.processor)
+    return stored(blob, field, call.owner, service.images, service.processor)
 
 
 def _there(name: str, image: StoredImage | None) -> StoredImage:

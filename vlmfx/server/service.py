@@ -6,8 +6,9 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from vlmfx.engine.async_engine import AsyncEngine
@@ -21,6 +22,7 @@ from vlmfx.openai.requests import request_options
 from vlmfx.processing.prompt import Processor
 from vlmfx.server.body import Bodies
 from vlmfx.server.calls import Call
+from vlmfx.server.charges import charged_to
 from vlmfx.server.errors import HttpError
 from vlmfx.server.fetchers import Fetchers
 from vlmfx.server.image_parts import with_images
@@ -96,8 +98,11 @@ class Service:
 
         def make(numbers: list[int]) -> list[Request]:
             start = time.perf_counter()
-            given = [self.with_images(call, prompt) for prompt in prompts]
-            made = [self.engine.make(n, prompt, params, **options) for n, prompt in zip(numbers, given, strict=True)]
+            with self.charged_to(call):
+                given = [self.with_images(call, prompt) for prompt in prompts]
+                made = [
+                    self.engine.make(n, prompt, params, **options) for n, prompt in zip(numbers, given, strict=True)
+                ]
             for request in made:
                 if explicit is not None:
                     self._check_room(explicit, request)
@@ -105,6 +110,10 @@ class Service:
             return made
 
         return make
+
+    def charged_to(self, call: Call) -> AbstractContextManager[None]:
+        """Inside, what is fetched counts among what requests hold, until the call ends."""
+        return charged_to(partial(self.bodies.hold, call))
 
     def with_images(self, call: Call, prompt: dict[str, Any]) -> dict[str, Any]:
         """A prompt with the stored images that it names, which are kept until the call ends. Raises InvalidRequest."""

@@ -46,7 +46,12 @@ async def detokenize(service: Service, request: Request) -> Response:
 
 
 def _tokenized(service: Service, asked: TokenizeRequest, call: Call) -> dict[str, Any]:
-    processor, prompt = service.processor, service.with_images(call, asked.prompt)
+    with service.charged_to(call):
+        return _counted(service, asked, service.with_images(call, asked.prompt))
+
+
+def _counted(service: Service, asked: TokenizeRequest, prompt: dict[str, Any]) -> dict[str, Any]:
+    processor = service.processor
     if asked.adds_special or "messages" in prompt:
         ids = plan(processor, prompt).expanded.token_ids
     else:
