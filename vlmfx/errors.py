@@ -2,7 +2,8 @@
 
 VlmfxError
 ├── InvalidRequest      a prompt, image or parameter of one request; carries field, found, expected
-│   └── ModelNotFound       it names a model that is not served
+│   ├── ModelNotFound       it names a model that is not served
+│   └── ImageNotFound       it names an image that is not stored
 ├── BatchError          some requests of a batch failed; carries the outputs of all
 ├── InternalError       a request failed by a fault of ours
 ├── DeadlineExceeded    a request that was not done in its time
@@ -47,6 +48,10 @@ class InvalidRequest(VlmfxError):
 
 class ModelNotFound(InvalidRequest):
     """A request names a model that is not the one that is served."""
+
+
+class ImageNotFound(InvalidRequest):
+    """A request names an image that is not stored, or not for whoever asks."""
 
 
 class CheckpointError(VlmfxError):

@@ -74,7 +74,7 @@ def test_a_stream_is_the_whole_in_pieces(service, n):
     for choice in whole["choices"]:
         mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
         assert mine[0]["delta"] == {"role": "assistant", "content": ""}
-        assert len(mine) > 4
+        assert len(mine) >= 2, "how many depends on who is quicker"
         assert text_of(chunks, choice["index"]) == choice["message"]["content"]
         content = [token for c in mine if c["logprobs"] for token in c["logprobs"]["content"]]
         assert content == choice["logprobs"]["content"]

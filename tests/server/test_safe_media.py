@@ -186,6 +186,28 @@ def test_answers_that_no_picture_comes_of(place):
     assert time.monotonic() - start < 30
 
 
+def test_what_is_fetched_counts_among_what_requests_hold(place):
+    """A thousand requests that wait, each with a file of a hundred megabytes, would end any memory."""
+    place.host.answers["/large"] = answer(PNG + bytes(300_000))
+    (place.folder / "open" / "large.png").write_bytes(PNG + bytes(300_000))
+    options = {
+        "private_media_hosts": place.url.removeprefix("http://"),
+        "allowed_local_media_path": str(place.folder / "open"),
+    }
+    with serving(tiny(), options, max_held_bytes=400_000) as service:
+        for url in (f"{place.url}/large", f"{place.folder.as_uri()}/open/large.png"):
+            assert asked(service, image(url)).status_code == 200
+            two = with_part(type="image_url", image_url={"url": url})
+            two["messages"][0]["content"] *= 2
+            for path in (CHAT, "/tokenize"):
+                body = two if path == CHAT else {"messages": two["messages"]}
+                response = run(lambda path=path, body=body: post(client_of(service), body, path))  # type: ignore[misc]
+                assert response.status_code == 503, response.text
+                assert "retry-after" in response.headers
+            assert service.bodies.num_held == 0
+            assert asked(service, image(url)).status_code == 200
+
+
 # ---- files
 
 

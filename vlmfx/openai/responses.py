@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.request import CompletionOutput, RequestOutput
-from vlmfx.errors import DeadlineExceeded, EngineFull, InvalidRequest, ModelNotFound, VlmfxError
+from vlmfx.errors import DeadlineExceeded, EngineFull, ImageNotFound, InvalidRequest, ModelNotFound, VlmfxError
 from vlmfx.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from vlmfx.openai.requests import Form
 
@@ -103,11 +103,18 @@ def embedding_response(
 
 
 def error_response(error: VlmfxError) -> tuple[int, dict[str, Any]]:
-    """(HTTP status, the body) of a request that failed: 400 where the request is at fault, 404 where it names another model."""
-    kinds = ((ModelNotFound, 404), (InvalidRequest, 400), (EngineFull, 503), (DeadlineExceeded, 504))
+    """(HTTP status, the body) of a request that failed: 400 where the request is at fault, 404 where it names what is not there."""
+    kinds = (
+        (ModelNotFound, 404),
+        (ImageNotFound, 404),
+        (InvalidRequest, 400),
+        (EngineFull, 503),
+        (DeadlineExceeded, 504),
+    )
     status = next((number for kind, number in kinds if isinstance(error, kind)), 500)
     param = error.field if isinstance(error, InvalidRequest) else None
-    code = "model_not_found" if isinstance(error, ModelNotFound) else None
+    codes = ((ModelNotFound, "model_not_found"), (ImageNotFound, "image_not_found"))
+    code = next((code for kind, code in codes if isinstance(error, kind)), None)
     return status, error_body(str(error), status, param=param, code=code)
 
 

@@ -60,7 +60,7 @@ class MediaPolicy:
     allow_paths: whether plain paths in parts, and of chat templates, are opened: they are the caller's own offline, and a client's
     in a server, which says False. The timeouts are of a whole transfer, name look-up and redirects included; max_total_s and
     max_total_bytes are of all media of a prompt. on_fetch(scheme, seconds, is_refused) is told of each URL, from the thread that
-    fetches."""
+    fetches; on_bytes(number) of bytes as they come from a host or a file, and what it raises ends the fetch."""
 
     allowed_local_media_path: str | Path | None = None
     allowed_media_domains: tuple[str, ...] | None = None
@@ -73,6 +73,7 @@ class MediaPolicy:
     max_total_s: float = 120.0
     max_total_bytes: int = 2**30
     on_fetch: Callable[[str, float, bool], None] | None = None
+    on_bytes: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         folder = self.allowed_local_media_path or None  # vLLM's default is ""
@@ -260,6 +261,8 @@ def _read_below(url: str, policy: MediaPolicy, field: str) -> bytes:
         refuse(missing)
     if len(blob) > policy.max_bytes:
         refuse(f"the file holds more than {policy.max_bytes} bytes; send a smaller one.")
+    if policy.on_bytes is not None:
+        policy.on_bytes(len(blob))
     return blob
 
 

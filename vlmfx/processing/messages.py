@@ -97,7 +97,7 @@ def _read_part(part: Any, field: str) -> str | Media:
     if kind in ("image", "video") and value is None:
         value = part.get("path", part.get("url"))  # transformers' names
     if kind.endswith("_url") and isinstance(value, Mapping):
-        _check_beside(value.get("detail"), part.get("uuid"), field)
+        check_beside(value.get("detail"), part.get("uuid"), field)
         value = value.get("url")
     if value is None or ((kind in TEXTS or kind.endswith("_url")) and not isinstance(value, str)):
         message = f"this {kind} part has no usable {TEXTS.get(kind, kind)!r} (found {type(value).__name__}); add it."
@@ -105,7 +105,7 @@ def _read_part(part: Any, field: str) -> str | Media:
     return str(value) if kind in TEXTS else Media(kind, value, field)
 
 
-def _check_beside(detail: Any, uuid: Any, field: str) -> None:
+def check_beside(detail: Any, uuid: Any, field: str) -> None:
     """Raise InvalidRequest for what cannot be meant by them; what can be changes nothing."""
     if detail is not None and detail not in DETAILS:
         message = f"it is {shown(detail)}; use one of {', '.join(DETAILS)}."

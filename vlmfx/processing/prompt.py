@@ -88,7 +88,7 @@ def plan(processor: Processor, prompt: Any) -> Plan:
             "multi_modal_data", "it has both image embeddings and a video; pass the image itself, or two prompts."
         )
     layouts = {"image": image_layouts, "video": [functions.video_layout(cfg, made) for _, made in videos]}
-    _check_limit(processor, "image", len(image_layouts))
+    check_count_of(processor, "image", len(image_layouts))
     _check_length(processor, sum(num_rows(items) for items in layouts.values()), at_least=True)
     expanded = functions.expand(cfg, processor.tokenizer, source, layouts)
     _check_length(processor, len(expanded.token_ids))
@@ -149,7 +149,7 @@ def chat_prompt(processor: Processor, request: Mapping[str, Any]) -> tuple[str, 
 
     def check(media: Sequence[Media]) -> None:
         for modality in ("image", "video"):
-            _check_limit(processor, modality, sum(m.modality == modality for m in media))
+            check_count_of(processor, modality, sum(m.modality == modality for m in media))
         _check_length(processor, len(media), at_least=True)
 
     text, media = render_conversation(
@@ -256,7 +256,8 @@ def _ids_of(processor: Processor, value: Any) -> list[int]:
     return ids
 
 
-def _check_limit(processor: Processor, modality: str, count: int) -> None:
+def check_count_of(processor: Processor, modality: str, count: int) -> None:
+    """Raise InvalidRequest for more images or videos than limit_mm_per_prompt allows."""
     limit = processor.limit_mm_per_prompt.get(modality)
     if limit is not None and count > limit:
         raise InvalidRequest(
@@ -317,7 +318,7 @@ def _videos(processor: Processor, given: list[Any], settings: Any) -> list[tuple
     if given and not hasattr(processor.functions, "video_layout"):
         raise InvalidRequest(video.FIELD, "this model takes no videos; pass some of its frames as images.")
     sampling = video.sampling_of(processor.media_io_kwargs if settings is None else settings)
-    _check_limit(processor, "video", len(given))
+    check_count_of(processor, "video", len(given))
     return [(item, video.probe(item, sampling)) for item in given]
 
 

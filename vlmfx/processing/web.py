@@ -201,12 +201,13 @@ def _get_once(place: Place, policy: MediaPolicy, deadline: float) -> bytes | str
         location = response.headers.get("Location")
         if response.status in REDIRECTS and location is not None:
             return location
-        return _body(response, policy.max_bytes)
+        return _body(response, policy)
     finally:
         connection.close()
 
 
-def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
+def _body(response: http.client.HTTPResponse, policy: MediaPolicy) -> bytes:
+    max_bytes = policy.max_bytes
     if response.status != 200:
         raise Refused(f"its host answered with status {response.status}; check the URL")
     if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
@@ -218,6 +219,8 @@ def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
     body = bytearray()
     while part := response.read(2**16):
         body += part
+        if policy.on_bytes is not None:
+            policy.on_bytes(len(part))
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
     if response.length:  # http.client is silent about a body that ends too early

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vlmfx.server import embeddings, generation, page, status, tokens
+from vlmfx.server import embeddings, generation, images, page, status, tokens
 from vlmfx.server.auth import OPEN_PATHS, Auth
 from vlmfx.server.calls import Call, Calls, call_of
 from vlmfx.server.errors import HttpError, error_reply
@@ -26,6 +26,7 @@ GET: dict[str, Endpoint] = {
     "/metrics": status.metrics,
     "/v1/models": status.models,
     "/v1/models/{name:path}": status.model,
+    "/v1/images/{id}": images.get,
 }
 
 
@@ -45,7 +46,9 @@ POST: dict[str, Endpoint] = {
     "/score": embeddings.score,
     "/tokenize": tokens.tokenize,
     "/detokenize": tokens.detokenize,
+    "/v1/images": images.put,
 }
+DELETE: dict[str, Endpoint] = {"/v1/images/{id}": images.delete}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -54,7 +57,7 @@ def create_app(service: Service) -> FastAPI:
     # No pages of documentation: they would load scripts from another host.
     app = FastAPI(title="vlmfx", openapi_url=None, docs_url=None, redoc_url=None)
     pages = page.endpoints() if options.page else {}
-    for method, endpoints in (("GET", {**GET, **pages}), ("POST", POST)):
+    for method, endpoints in (("GET", {**GET, **pages}), ("POST", POST), ("DELETE", DELETE)):
         for path, endpoint in endpoints.items():
             # A route of Starlette's: FastAPI's would look for parameters in each request, which takes half a millisecond.
             app.add_route(path, guarded(path, partial(endpoint, service), service.metrics), methods=[method])

@@ -52,6 +52,13 @@ def add_server(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--page", action=argparse.BooleanOptionalAction, default=True, help="a page at / to try the model on"
     )
+    verb.add_argument(
+        "--image-store-mib", type=int, default=DEFAULTS.max_image_store_bytes // MIB,
+        help="of images that are sent to /v1/images to be asked about later (256); 0 keeps none",
+    )  # fmt: skip
+    verb.add_argument(
+        "--image-ttl", type=float, default=DEFAULTS.image_ttl_s, help="seconds to keep one that nobody uses (3600)"
+    )
     verb.add_argument("--metrics-prefix", choices=["vlmfx", "vllm"], default="vlmfx", help="of names in /metrics")
     verb.add_argument("--log-format", choices=["text", "json"], default="text")
 
@@ -109,6 +116,8 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
         body_timeout_s=args.body_timeout,
         request_timeout_s=args.request_timeout,
         drain_timeout_s=args.drain_timeout,
+        max_image_store_bytes=args.image_store_mib * MIB,
+        image_ttl_s=args.image_ttl,
         **{name: getattr(args, name) for name in same},
         **lists,
     )

@@ -41,6 +41,7 @@ class Auth:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         if self.keys.has(key.strip()) and scheme.lower() == b"bearer":
+            call_of(scope).owner = _digest(key.strip())
             await self.app(scope, receive, send)
             return
         assert scope["type"] == "http", "the server has no websockets"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any, TypeVar
 
 import orjson
@@ -21,18 +22,24 @@ SMALL = 32 * 1024  # bytes that are parsed at once: another thread would cost mo
 
 
 class Bodies:
-    """Reads bodies of at most `most` bytes; those that are held by requests have at most `most_held` together."""
+    """Reads bodies of at most `most` bytes; those that are held by requests have at most `most_held` together,
+    with what was fetched for these."""
 
     def __init__(self, most: int, most_held: int, timeout_s: float) -> None:
         self.most, self.most_held, self.timeout_s = most, most_held, timeout_s
         self.num_held = 0
+        self._lock = Lock()
 
-    async def read(self, request: Request) -> bytes:
-        """The body, which counts as held until the call ends. Raises HttpError, EngineFull and ClientGone."""
+    async def read(self, request: Request, types: Sequence[str] = ("application/json",)) -> bytes:
+        """The body, of one of these types or groups of types ("image/"), which counts as held until the call ends. Raises HttpError,
+        EngineFull and ClientGone."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        if not any(kind == one or (one.endswith("/") and kind.startswith(one)) for one in types):
             # Not only for order's sake: a page in a browser may send other types to any server without asking.
-            message = f"the body's type is {kind[:80] or 'not given'}; send JSON, with Content-Type: application/json."
+            wanted = "JSON, with Content-Type: application/json" + (
+                ", or an image, as image/png" if len(types) > 1 else ""
+            )
+            message = f"the body's type is {kind[:80] or 'not given'}; send {wanted}."
             raise HttpError(415, message, code="unsupported_media_type", headers={"Connection": "close"})
         if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             message = "the body is compressed, and it is not known how large it would become; send it as it is."
@@ -41,7 +48,7 @@ class Bodies:
         if length.isdigit() and int(length[:20]) > self.most:
             raise self._too_large()
         call = call_of(request.scope)
-        call.at_end.append(self._release)
+        call.on_end(self._release)
         try:
             return await asyncio.wait_for(self._read(request, call), self.timeout_s or None)
         except asyncio.TimeoutError:
@@ -57,16 +64,30 @@ class Bodies:
             part = message.get("body", b"")
             parts.append(part)
             call.num_body_bytes += len(part)
-            self.num_held += len(part)
+            with self._lock:
+                self.num_held += len(part)
             if call.num_body_bytes > self.most:
                 raise self._too_large()
-            if self.num_held > self.most_held:
-                raise EngineFull("the requests that are being served hold as much as may be; send it again in a while.")
+            self._check_held()
             if not message.get("more_body", False):
                 return b"".join(parts)
 
+    def hold(self, call: Call, num_bytes: int) -> None:
+        """Count what was fetched for a call among what requests hold, until it ends. Raises EngineFull."""
+        with self._lock:
+            if call.is_over:
+                raise EngineFull("the request has ended before all was fetched for it; send it again.")
+            call.num_fetched_bytes += num_bytes
+            self.num_held += num_bytes
+        self._check_held()
+
+    def _check_held(self) -> None:
+        if self.num_held > self.most_held:
+            raise EngineFull("the requests that are being served hold as much as may be; send it again in a while.")
+
     def _release(self, call: Call) -> None:
-        self.num_held -= call.num_body_bytes
+        with self._lock:
+            self.num_held -= call.num_body_bytes + call.num_fetched_bytes
 
     def _too_large(self) -> HttpError:
         message = f"the body has more than the {self.most} bytes that are taken; send less, or the URLs of images."

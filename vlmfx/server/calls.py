@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +22,8 @@ KEY = "vlmfx.call"  # in a scope
 @dataclass(kw_only=True, eq=False)
 class Call:
     """route: the path that is served, of which there are few, where `path` may be anything. status 499, nginx's number, says that the
-    client went away; error names what went wrong, which a stream's status does not tell."""
+    client went away; error names what went wrong, which a stream's status does not tell. owner: a digest of its API key, empty where
+    there are none."""
 
     id: str
     method: str
@@ -31,15 +33,34 @@ class Call:
     start: float = field(default_factory=time.perf_counter)
     status: int = 499
     num_body_bytes: int = 0
+    num_fetched_bytes: int = 0
     num_prompt: int = 0
     num_answer: int = 0
     error: str | None = None
-    at_end: list[Callable[[Call], None]] = field(default_factory=list)
+    owner: bytes = b""
+    _at_end: list[Callable[[Call], None]] = field(default_factory=list)
+    _lock: Lock = field(default_factory=Lock)
+    is_over: bool = False
 
     @property
     def seconds(self) -> float:
         """Since it came."""
         return time.perf_counter() - self.start
+
+    def on_end(self, do: Callable[[Call], None]) -> None:
+        """Have something done when it ends, or now if it has: a thread may work for it longer than it lasts."""
+        with self._lock:
+            if not self.is_over:
+                self._at_end.append(do)
+                return
+        do(self)
+
+    def end(self) -> None:
+        """Do what is to be done."""
+        with self._lock:
+            self.is_over = True
+        for do in self._at_end:
+            do(self)
 
     def line(self, as_json: bool) -> str:
         """What is logged of it: no word of prompts or answers."""
@@ -94,7 +115,6 @@ class Calls:
         try:
             await self.app(scope, receive, sending)
         finally:
-            for end in call.at_end:
-                end(call)
+            call.end()
             self.at_end(call)
             log.info(call.line(self.as_json))

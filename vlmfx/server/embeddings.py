@@ -26,7 +26,7 @@ async def embed(service: Service, request: Request) -> Response:
     """The vectors of a body's prompts. Raises InvalidRequest and what `AsyncEngine.events` raises."""
     body, asked = await read_json(request, service.bodies, service.working, partial(_embedding, service))
     call = call_of(request.scope)
-    make = service.maker(body, asked.prompts, pools=True, dimensions=asked.dimensions)
+    make = service.maker(call, body, asked.prompts, pools=True, dimensions=asked.dimensions)
     outputs = await unless_gone(request.receive, service.outputs(make, asked.prompts, call))
     assert outputs is not None
     write = partial(
@@ -45,7 +45,7 @@ async def score(service: Service, request: Request) -> Response:
     body, asked = await read_json(request, service.bodies, service.working, partial(_score, service))
     call = call_of(request.scope)
     prompts = [*asked.first, *asked.second]
-    make = service.maker(body, prompts, pools=True)
+    make = service.maker(call, body, prompts, pools=True)
     outputs = await unless_gone(request.receive, service.outputs(make, prompts, call))
     assert outputs is not None
 

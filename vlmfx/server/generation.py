@@ -45,7 +45,7 @@ async def generate(service: Service, is_chat: bool, request: Request) -> Respons
     read = partial(_asked, service, is_chat)
     asked = await read_json(request, service.bodies, service.working, read)
     call = call_of(request.scope)
-    make = service.maker(asked.body, asked.prompts, asked.params)
+    make = service.maker(call, asked.body, asked.prompts, asked.params)
     id, created = f"{'chatcmpl' if is_chat else 'cmpl'}-{call.id}", int(time.time())
     if asked.stream is not None:
         chunks = Chunks(

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from vlmfx.engine.engine import Engine
 from vlmfx.engine.events import Output
 from vlmfx.engine.request import RequestOutput
+from vlmfx.server.image_store import ImageStore
 from vlmfx.server.steps import StepCounter
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
@@ -37,7 +38,7 @@ class Metrics:
             )
             return made if more else made.labels(**labels)
 
-        self._labels = labels
+        self._labels, self._prefix = labels, prefix
         self._first = histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", SECONDS)
         self._per_token = histogram(
             "time_per_output_token_seconds", "Of the tokens after a request's first, the mean.", SECONDS
@@ -57,6 +58,10 @@ class Metrics:
         self._fetch = histogram("media_fetch_seconds", "To read what a URL names.", SECONDS, "scheme")
         self._refused = counter("media_refusals", "URLs that were refused, or could not be read.", "scheme")
         self.registry.register(_Live(engine, steps, prefix, labels, compiles))
+
+    def watch(self, images: ImageStore) -> None:
+        """Show what a store holds."""
+        self.registry.register(_Stored(images, self._prefix, self._labels))
 
     def finished(self, output: Output, seconds: float) -> None:
         """A request that is done, after so many seconds."""
@@ -161,6 +166,28 @@ class _Live:
             for program, value in sorted(counts.items()):
                 counter.add_metric([*self.labels.values(), program], value)
             yield counter
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+class _Stored:
+    """What clients have stored, and how often it was there when it was asked for."""
+
+    def __init__(self, images: ImageStore, prefix: str, labels: dict[str, str]) -> None:
+        self.images, self.prefix, self.labels = images, prefix, labels
+
+    def collect(self) -> Iterable[Metric]:
+        images = self.images
+        for kind, name, says, value in (
+            (GaugeMetricFamily, "stored_images", "Images that clients have sent to ask about later.", len(images)),
+            (GaugeMetricFamily, "stored_image_bytes", "Bytes of these.", images.num_bytes),
+            (CounterMetricFamily, "stored_image_queries", "Parts of requests that named one.", images.num_queries),
+            (CounterMetricFamily, "stored_image_hits", "Of these, those that were there.", images.num_hits),
+        ):
+            family = kind(f"{self.prefix}:{name}", says, labels=[*self.labels])
+            family.add_metric([*self.labels.values()], value)
+            yield family
 
     def describe(self) -> Iterable[Metric]:
         return ()

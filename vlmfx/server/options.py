@@ -20,7 +20,8 @@ class ServerOptions:
     api_keys: one of them must come with a request; none lets everybody in. page: whether there is one at / to try the model on.
     max_waiting: requests that wait for the engine, beyond those that run. max_body_bytes: of a request; max_held_bytes: of the bodies
     of all requests that are being served; a body must be there within body_timeout_s. request_timeout_s: from a request's arrival to
-    its end; None is no limit. drain_timeout_s: what runs at SIGTERM may take so long to end. Raises InvalidRequest."""
+    its end; None is no limit. drain_timeout_s: what runs at SIGTERM may take so long to end. max_image_store_bytes: of images that are
+    kept for later requests, 0 for none; image_ttl_s: how long one is kept that nobody uses. Raises InvalidRequest."""
 
     names: tuple[str, ...]
     host: str | None = None
@@ -42,16 +43,23 @@ class ServerOptions:
     body_timeout_s: float = 60.0
     request_timeout_s: float | None = None
     drain_timeout_s: float = 30.0
+    max_image_store_bytes: int = 256 * 2**20
+    image_ttl_s: float = 3600.0
     metrics_prefix: Literal["vlmfx", "vllm"] = "vlmfx"
     log_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
-        for name, least, most in (("port", 0, 65535), ("max_waiting", 0, None), ("max_body_bytes", 1, None)):
+        for name, least, most in (
+            ("port", 0, 65535),
+            ("max_waiting", 0, None),
+            ("max_body_bytes", 1, None),
+            ("max_image_store_bytes", 0, None),
+        ):
             value = getattr(self, name)
             if type(value) is not int or value < least or (most is not None and value > most):
                 span = f"{least} or more" if most is None else f"{least} to {most}"
                 raise InvalidRequest(name, f"it is {shown(value)}; use a whole number of {span}.", found=value)
-        for name in ("body_timeout_s", "request_timeout_s", "drain_timeout_s"):
+        for name in ("body_timeout_s", "request_timeout_s", "drain_timeout_s", "image_ttl_s"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1e9):
                 raise InvalidRequest(name, f"it is {shown(value)}; use a number of seconds.", found=value)

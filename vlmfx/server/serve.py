@@ -26,6 +26,7 @@ from vlmfx.engine.sequence import Request
 from vlmfx.errors import InvalidRequest
 from vlmfx.processing.prompt import with_options
 from vlmfx.server.app import create_app
+from vlmfx.server.charges import charge
 from vlmfx.server.metrics import Metrics
 from vlmfx.server.options import ServerOptions
 from vlmfx.server.service import Service
@@ -78,7 +79,7 @@ def service_of(llm: Loaded, options: ServerOptions) -> Service:
     metrics = Metrics(
         llm.engine, steps, options.names[0], prefix=options.metrics_prefix, compiles=lambda: counter.total
     )
-    media = {"allow_paths": False, "on_fetch": metrics.fetched}
+    media = {"allow_paths": False, "on_fetch": metrics.fetched, "on_bytes": charge}
     llm.model = replace(llm.model, processor=with_options(llm.model.processor, None, media))
     engine = AsyncEngine(llm.engine, llm.request, max_waiting=options.max_waiting)
     return Service(engine=engine, processor=llm.model.processor, task=llm.task, options=options, metrics=metrics)

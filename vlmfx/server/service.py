@@ -6,8 +6,9 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from vlmfx.engine.async_engine import AsyncEngine
@@ -21,8 +22,11 @@ from vlmfx.openai.requests import request_options
 from vlmfx.processing.prompt import Processor
 from vlmfx.server.body import Bodies
 from vlmfx.server.calls import Call
+from vlmfx.server.charges import charged_to
 from vlmfx.server.errors import HttpError
 from vlmfx.server.fetchers import Fetchers
+from vlmfx.server.image_parts import with_images
+from vlmfx.server.image_store import ImageStore, StoredImage
 from vlmfx.server.metrics import Metrics
 from vlmfx.server.options import ServerOptions
 
@@ -41,6 +45,7 @@ class Service:
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
     bodies: Bodies = field(init=False)
+    images: ImageStore = field(init=False)
     # Hosts that answer slowly must not keep prompts waiting that name none.
     working: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "vlmfx-serve"))
     fetching: Fetchers = field(default_factory=lambda: Fetchers(NUM_FETCHING))
@@ -49,6 +54,8 @@ class Service:
         options = self.options
         bodies = Bodies(options.max_body_bytes, options.max_held_bytes, options.body_timeout_s)
         object.__setattr__(self, "bodies", bodies)
+        object.__setattr__(self, "images", ImageStore(options.max_image_store_bytes, options.image_ttl_s))
+        self.metrics.watch(self.images)
 
     @property
     def name(self) -> str:
@@ -75,7 +82,12 @@ class Service:
             raise InvalidRequest("chat_template", message)
 
     def maker(
-        self, body: dict[str, Any], prompts: Sequence[dict[str, Any]], params: SamplingParams | None = None, **more: Any
+        self,
+        call: Call,
+        body: dict[str, Any],
+        prompts: Sequence[dict[str, Any]],
+        params: SamplingParams | None = None,
+        **more: Any,
     ) -> Callable[[list[int]], list[Request]]:
         """What makes the engine's requests of a body's prompts. Raises InvalidRequest for what stands beside them, and later, in its
         thread, for the prompts."""
@@ -86,7 +98,11 @@ class Service:
 
         def make(numbers: list[int]) -> list[Request]:
             start = time.perf_counter()
-            made = [self.engine.make(n, prompt, params, **options) for n, prompt in zip(numbers, prompts, strict=True)]
+            with self.charged_to(call):
+                given = [self.with_images(call, prompt) for prompt in prompts]
+                made = [
+                    self.engine.make(n, prompt, params, **options) for n, prompt in zip(numbers, given, strict=True)
+                ]
             for request in made:
                 if explicit is not None:
                     self._check_room(explicit, request)
@@ -94,6 +110,18 @@ class Service:
             return made
 
         return make
+
+    def charged_to(self, call: Call) -> AbstractContextManager[None]:
+        """Inside, what is fetched counts among what requests hold, until the call ends."""
+        return charged_to(partial(self.bodies.hold, call))
+
+    def with_images(self, call: Call, prompt: dict[str, Any]) -> dict[str, Any]:
+        """A prompt with the stored images that it names, which are kept until the call ends. Raises InvalidRequest."""
+
+        def reading(image: StoredImage) -> None:
+            call.on_end(lambda _: self.images.release(image))
+
+        return with_images(prompt, call.owner, self.images, self.processor, reading)
 
     def events(
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], wants_all: bool = True

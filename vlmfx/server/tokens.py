@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from vlmfx.openai.tokens import TokenizeRequest, detokenize_request, tokenize_request
 from vlmfx.processing.prompt import plan
 from vlmfx.server.body import read_json
+from vlmfx.server.calls import Call, call_of
 from vlmfx.server.replies import json_reply
 from vlmfx.server.service import Service, names_urls
 from vlmfx.server.stream import unless_gone
@@ -26,7 +27,7 @@ async def tokenize(service: Service, request: Request) -> Response:
 
     asked = await read_json(request, service.bodies, service.working, read)
     pool: Executor = service.fetching if names_urls(asked.prompt) else service.working
-    work = asyncio.get_running_loop().run_in_executor(pool, partial(_tokenized, service, asked))
+    work = asyncio.get_running_loop().run_in_executor(pool, partial(_tokenized, service, asked, call_of(request.scope)))
     body = await unless_gone(request.receive, work)
     return json_reply(body)
 
@@ -44,11 +45,16 @@ async def detokenize(service: Service, request: Request) -> Response:
     return json_reply({"prompt": text})
 
 
-def _tokenized(service: Service, asked: TokenizeRequest) -> dict[str, Any]:
+def _tokenized(service: Service, asked: TokenizeRequest, call: Call) -> dict[str, Any]:
+    with service.charged_to(call):
+        return _counted(service, asked, service.with_images(call, asked.prompt))
+
+
+def _counted(service: Service, asked: TokenizeRequest, prompt: dict[str, Any]) -> dict[str, Any]:
     processor = service.processor
-    if asked.adds_special or "messages" in asked.prompt:
-        ids = plan(processor, asked.prompt).expanded.token_ids
+    if asked.adds_special or "messages" in prompt:
+        ids = plan(processor, prompt).expanded.token_ids
     else:
-        ids = processor.tokenizer.encode(asked.prompt["prompt"], add_special_tokens=False)
+        ids = processor.tokenizer.encode(prompt["prompt"], add_special_tokens=False)
     shown = [processor.tokenizer.id_to_token(i) for i in ids] if asked.shows_texts else None
     return {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": shown}

@@ -1,0 +1,93 @@
+"""/v1/images: pictures that are sent once and asked about by their ids."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from fastapi import Request, Response
+
+from vlmfx.engine.fields import refuse
+from vlmfx.errors import ImageNotFound, InvalidRequest, shown
+from vlmfx.openai.fields import checked
+from vlmfx.processing.images import loaded
+from vlmfx.processing.media import fetch
+from vlmfx.server.body import parsed
+from vlmfx.server.calls import Call, call_of
+from vlmfx.server.errors import HttpError
+from vlmfx.server.image_parts import stored
+from vlmfx.server.image_store import ENTRY_BYTES, StoredImage
+from vlmfx.server.replies import json_reply
+from vlmfx.server.service import Service
+from vlmfx.server.stream import unless_gone
+
+TYPES = ("application/json", "image/")
+
+
+async def put(service: Service, request: Request) -> Response:
+    """Keep the picture of a body, the file itself or {"url"}; it is decoded once, to be known good. Raises InvalidRequest."""
+    if not service.images.max_bytes:
+        message = "this server keeps no images; send them with each request, or start it with --image-store-mib."
+        raise HttpError(404, message, code="images_not_stored")
+    body = await service.bodies.read(request, TYPES)
+    is_json = request.headers["content-type"].lower().startswith("application/json")
+    url = _url(parsed(body)) if is_json else None
+    pool: Any = service.working if url is None or url[:5].lower() == "data:" else service.fetching
+    make: Callable[[], StoredImage] = partial(_kept, service, call_of(request.scope), body if url is None else url)
+    image = await unless_gone(request.receive, asyncio.get_running_loop().run_in_executor(pool, make))
+    assert image is not None
+    return json_reply(_described(service, image))
+
+
+async def get(service: Service, request: Request) -> Response:
+    """What is known of a picture; it counts as a use. Raises ImageNotFound."""
+    name = request.path_params["id"]
+    return json_reply(_described(service, _there(name, service.images.find(call_of(request.scope).owner, name))))
+
+
+async def delete(service: Service, request: Request) -> Response:
+    """Forget a picture; requests that read it go on. Raises ImageNotFound."""
+    name = request.path_params["id"]
+    image = _there(name, service.images.delete(call_of(request.scope).owner, name))
+    return json_reply({"id": image.id, "object": "image", "deleted": True})
+
+
+def _url(body: Any) -> str:
+    url = checked(body, frozenset({"url"})).get("url")
+    if not isinstance(url, str):
+        refuse("url", url, "a data:, http or https URL", "or send the file itself, as image/png")
+    return url
+
+
+def _kept(service: Service, call: Call, given: bytes | str) -> StoredImage:
+    field = "url" if isinstance(given, str) else "body"
+    with service.charged_to(call):
+        blob = fetch(given, service.processor.media, field) if isinstance(given, str) else given
+    if not service.images.takes(len(blob)):
+        most = service.images.max_bytes - ENTRY_BYTES
+        message = f"the image has {len(blob)} bytes, but {most} are kept at most; send it with each request."
+        raise InvalidRequest(field, message, found=len(blob), expected=most)
+    with loaded(blob, field=field):
+        pass
+    return stored(blob, field, call.owner, service.images, service.processor)
+
+
+def _there(name: str, image: StoredImage | None) -> StoredImage:
+    if image is None:
+        raise ImageNotFound("id", f"there is no image {shown(name)}, or no more; send it again.", found=name)
+    return image
+
+
+def _described(service: Service, image: StoredImage) -> dict[str, Any]:
+    return {
+        "id": image.id,
+        "object": "image",
+        "created": int(image.created),
+        "bytes": len(image.blob),
+        "width": image.width,
+        "height": image.height,
+        "num_tokens": image.num_tokens,
+        "expires_at": int(image.used + service.images.ttl_s),
+    }
