@@ -327,6 +327,27 @@ def test_a_model_of_vectors_has_nothing_to_chat_with(browser):
         assert page.problems == []
 
 
+def test_the_chat_stays_at_its_end_unless_it_is_scrolled(page):
+    add(page, DEMO)
+    ask(page, "Describe the picture.")
+    ask(page, "What colour is the star?")
+    rest = "((log) => log.scrollHeight - log.scrollTop - log.clientHeight)(document.querySelector('#log'))"
+    page.until(f"{rest} < 2")
+    add(page, DEMO)  # what waits takes room from the chat
+    page.until(f"{rest} < 2")
+    other_fields(page, min_tokens=1900, bad_words=["."], repetition_penalty=1.3)
+    page.fill("#question", "Describe the picture.")
+    page.key("Enter")
+    page.until_text(".figures", "tokens/s")
+    page.until(f"{rest} < 2")
+    page.js("document.querySelector('#log').scrollTop = 0")
+    length = page.js("document.querySelector('.answer:last-child .text').textContent.length")
+    page.until(f"document.querySelector('.answer:last-child .text').textContent.length > {length} + 20")
+    assert page.js("document.querySelector('#log').scrollTop") == 0
+    page.click("#stop")
+    page.until(ENDED)
+
+
 def tab(page: Page, until: str, most: int = 30) -> None:
     """Press Tab until the focus is where it shall be."""
     for _ in range(most):
