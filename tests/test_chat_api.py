@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +21,6 @@ from tests.golden_cases import EVERY, TINY, load_model
 from tests.invariants import token_ids
 from tests.pictures import encoded, picture, placeholder
 from tests.versions import transformers_from
-from tests.videos import container, noise
 from vlmfx import LLM, BatchError, InvalidRequest, SamplingParams, load
 from vlmfx.checkpoint import Model
 from vlmfx.cli import main
@@ -545,79 +541,6 @@ def test_images_by_url_on_the_command_line(capsys, host):
     messages = [user({"type": "image", "image": host.pictures["/a.png"]}, text("What?"))]
     params = SamplingParams.greedy(max_tokens=4)
     assert shown == LLM(load_model(TINY["llava"])).chat(messages, params)[0].outputs[0].text + "\n"
-
-
-def converse(monkeypatch: pytest.MonkeyPatch, lines: list[str], *options: str) -> int:
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    return main(["chat", "--model", str(TINY["qwen2_vl"]), "--device", "cpu", "--max-tokens", "5", *options])
-
-
-def test_a_conversation_on_the_terminal(monkeypatch, capsys, tmp_path):
-    path = tmp_path / "a picture.png"
-    picture(40, 50).save(path)
-    lines = [f"/image {path}", "What is it?", "", "And now?", "/new", "Alone", "/quit", "never asked"]
-    assert converse(monkeypatch, lines, "--system", "Be brief.") == 0
-    llm, params = LLM(load_model(TINY["qwen2_vl"])), SamplingParams.greedy(max_tokens=5)
-    system = {"role": "system", "content": "Be brief."}
-    first = [system, user({"type": "image", "image": path}, text("What is it?"))]
-    answer = llm.chat(first, params)[0].outputs[0].text
-    second = llm.chat([*first, {"role": "assistant", "content": answer}, user("And now?")], params)[0].outputs[0].text
-    alone = llm.chat([system, user("Alone")], params)[0].outputs[0].text
-    assert capsys.readouterr().out == f"{answer}\n{second}\n{alone}\n"
-
-
-def test_what_goes_wrong_in_a_conversation_is_not_kept(monkeypatch, capsys, tmp_path):
-    path = tmp_path / "a.png"
-    picture(40, 50).save(path)
-    lines = ["/image none.png", "/image http://127.0.0.1/a.png", "/help", f"/image {path}", "Too many", "Alone"]
-    assert converse(monkeypatch, lines, "--image", str(path), "--limit-mm-per-prompt", "image=1") == 1
-    captured = capsys.readouterr()
-    llm, params = LLM(load_model(TINY["qwen2_vl"])), SamplingParams.greedy(max_tokens=5)
-    assert captured.out == llm.chat([user("Alone")], params)[0].outputs[0].text + "\n"
-    errors = captured.err.splitlines()
-    assert "is not a file" in errors[0]
-    assert "no public address" in errors[1]
-    assert "/quit" in errors[2]
-    assert "limit_mm_per_prompt allows 1 image" in errors[3]
-
-
-def test_an_answer_that_is_interrupted_is_not_kept(monkeypatch, capsys):
-    real, calls = LLM.chat, list[Any]()
-
-    def chat(self: LLM, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append(messages)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        return real(self, messages, *args, **kwargs)
-
-    monkeypatch.setattr(LLM, "chat", chat)
-    assert converse(monkeypatch, ["First", "Second"]) == 1
-    assert calls[1] == [user(text("Second"))]
-    assert "interrupted" in capsys.readouterr().err
-
-
-def test_a_conversation_may_hold_a_video(monkeypatch, capsys, tmp_path):
-    path = tmp_path / "a.mp4"
-    path.write_bytes(container(noise(6, 40, 56)))
-    options = ["--media-io-kwargs", '{"video": {"num_frames": 2}}']
-    assert converse(monkeypatch, [f"/video {path}", "What happens?"], *options) == 0
-    llm = LLM(load_model(TINY["qwen2_vl"]), media_io_kwargs={"video": {"num_frames": 2}})
-    message = user({"type": "video", "video": str(path)}, text("What happens?"))
-    expected = llm.chat([message], SamplingParams.greedy(max_tokens=5))[0].outputs[0].text + "\n"
-    assert capsys.readouterr().out == expected
-    assert converse(monkeypatch, ["What happens?"], *options, "--video", str(path)) == 0
-    assert capsys.readouterr().out == expected
-    assert converse(monkeypatch, ["/video none.mp4"]) == 1
-    assert "none.mp4" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("lines", "status"), [(b"\xff\n", 0), (b"/image none.png\n", 1)])
-def test_what_is_piped_in_need_not_be_utf8(lines, status):
-    command = [sys.executable, "-m", "vlmfx", "chat", "--max-tokens", "1", "--device", "cpu"]
-    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, input=lines, capture_output=True, check=False, env=env)
-    assert done.returncode == status, done.stderr
-    assert b"Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

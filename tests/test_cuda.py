@@ -126,6 +126,7 @@ def test_all_that_a_request_may_ask_for_at_once_is_what_the_functions_give():
         found.append([[text.token_ids for text in o.outputs] for o in outputs])
         assert llm.engine.blocks.num_free == llm.engine.blocks.num_blocks
         assert llm.engine.counters.num_encoded == 1
+        assert 0 < llm.engine.counters.encoder_seconds < 10
     assert found[0] == found[1]
 
 

@@ -151,3 +151,44 @@ def test_embedding_of_vlm2vec(capsys):
     vectors = embed(load_model(FOLDERS["phi3_v"]), prompts, use_tqdm=False)
     expected = {"left half": float(vectors[1] @ vectors[0]), "right half": float(vectors[2] @ vectors[0])}
     assert {name: float(value) for value, name in lines} == pytest.approx(expected, abs=1e-4)
+
+
+def test_pages_are_found_again(tmp_path, capsys):
+    module, paths = example("page_retrieval"), [str(tmp_path / f"{name}.png") for name in ("a", "b", "c")]
+    for seed, file in enumerate(paths):
+        picture(90, 120, seed).save(file)
+    index = str(tmp_path / "pages.npz")
+    options = ["--model", str(TINY["qwen2_vl"]), "--dtype", "float32", "--index", index, "--dimensions", "16"]
+    module.main([*options, "--pages", *paths[:2]])
+    module.main([*options, "--pages", *paths[1:]])
+    assert capsys.readouterr().out == "".join(f"{index} has {count} pages of 16 numbers\n" for count in (2, 3))
+    module.main([*options, "--query", "a star", "--query", "a word", "--top-k", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::3] == ["a star", "a word"]
+    llm = LLM(str(TINY["qwen2_vl"]), task="embed", chat_template="template_dse_qwen2_vl", dtype="float32")
+    prompts = [module.prompt(Image.open(file), "What is shown in this image?") for file in paths]
+    prompts.append(module.prompt(Image.new("RGB", (56, 56)), "Query: a star"))
+    vectors = embed(llm, prompts, 16, use_tqdm=False)
+    scores = dict(zip(paths, (vectors[:3] @ vectors[3]).tolist(), strict=True))
+    expected = sorted(paths, key=lambda file: -scores[file])[:2]
+    assert [line.split()[1] for line in lines[1:3]] == expected
+    assert [float(line.split()[0]) for line in lines[1:3]] == pytest.approx(
+        [scores[file] for file in expected], abs=1e-4
+    )
+
+
+def test_pages_are_drawn_where_none_are_given(capsys):
+    example("page_retrieval").main(["--model", str(TINY["qwen2_vl"]), "--dtype", "float32"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert {line.split()[1] for line in lines[1:4]} == {"invoice", "recipe", "letter"}
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)
+def test_each_says_what_it_shows_and_how_it_is_used(file, capsys):
+    module = example(file.stem)
+    assert f"python examples/{file.name}" in (module.__doc__ or "")
+    with pytest.raises(SystemExit) as end:
+        module.main(["--help"])
+    assert end.value.code == 0
+    assert "usage:" in capsys.readouterr().out

@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--image", action="append", default=[], metavar="FILE", help="an image of the first message")
     verb.add_argument("--video", action="append", default=[], metavar="FILE", help="a video of the first message")
     verb.add_argument("--system", metavar="TEXT", help="the system message")
+    verb.add_argument("--speed", action="store_true", help="tell after each answer how fast it came")
     _add_sampling(verb)
     _add_loading(verb)
     verb.set_defaults(run=talk)
@@ -331,7 +332,7 @@ def talk(args: argparse.Namespace) -> int:
 
     params = _sampling(args)
     llm = LLM(args.model, **_loading(args))
-    return converse(llm, params, system=args.system, images=args.image, videos=args.video)
+    return converse(llm, params, system=args.system, images=args.image, videos=args.video, shows_speed=args.speed)
 
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:

@@ -170,6 +170,30 @@ def test_a_schema(compiler, tokenizer, schema, seed):
     assert not is_whole or fits(json.loads(text), schema)
 
 
+@pytest.mark.parametrize("form", [{"json_object": True}, {"json": {"properties": {"a": {"type": "array"}}}}], ids=str)
+def test_blanks_between_the_tokens_of_json_come_to_an_end(form):
+    """A model that prefers blanks to all else is kept from them in the end; what json.dumps writes may be written."""
+    compiler, tokenizer = COMPILERS[0], TOKENIZERS[0]
+
+    def taken(text: str) -> int:
+        grammar, ids = (
+            compiler.compile(StructuredOutputsParams(**form)),
+            tokenizer.encode(text, add_special_tokens=False),
+        )
+        for place, token in enumerate(ids):
+            if token not in ids_of(grammar.mask()):
+                return place
+            grammar.accept(token)
+        return len(ids) if grammar.is_complete else -1
+
+    value = {"a": [1, {"b": "c d"}, [], {}], "e": {"f": None}}
+    for text in (json.dumps(value, indent=indent) for indent in (None, 1, 2, 4, 8, "\t")):
+        assert taken(text) == len(tokenizer.encode(text, add_special_tokens=False))
+    assert taken(json.dumps(value, separators=(",", ":"))) > 0
+    for blank in (" ", "\n", "\t", "\r\n", " \n"):
+        assert taken('{"a"' + blank * 500) < 150
+
+
 @EACH
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**31))

@@ -23,6 +23,7 @@ from vlmfx.compile.layout import CacheLayout
 from vlmfx.engine import pooler, runner
 from vlmfx.engine.drain import drain
 from vlmfx.engine.embedding import EmbeddingRequestOutput
+from vlmfx.engine.encoder_clock import EncoderClock
 from vlmfx.engine.engine import Engine
 from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sequence import Request
@@ -105,7 +106,8 @@ def test_passes_hold_so_many_tokens(monkeypatch, max_tokens, expected):
 def test_no_cache_is_made_and_no_gradient_kept(model, monkeypatch):
     monkeypatch.setattr(executor, "empty_cache", lambda *args, **kwargs: pytest.fail("a cache was allocated"))
     model = replace(model, params=torch.utils._pytree.tree_map(lambda t: t.clone().requires_grad_(), model.params))
-    for vector in pooler.vectors(model, prepared(model)[:2], [None, 3], model.executor):
+    clock = EncoderClock(model.device)
+    for vector in pooler.vectors(model, prepared(model)[:2], [None, 3], model.executor, clock):
         assert isinstance(vector, torch.Tensor)
         assert not vector.requires_grad
     run(model, prepared(model)[:2])

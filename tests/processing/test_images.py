@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmfx.errors import InvalidRequest
-from vlmfx.processing.images import image_size, load_image
+from vlmfx.processing import images
+from vlmfx.processing.images import image_size, load_image, loaded
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow warns about the damage that these tests do
 
@@ -268,3 +270,35 @@ def test_threads_may_share_an_image_that_is_opened_and_not_decoded(tmp_path):
             image = Image.open(path)
             for loaded in threads.map(lambda i: load_image(i), [image] * 8):
                 assert np.array_equal(np.asarray(loaded), noise)
+
+
+def test_large_images_are_there_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(images, "LARGE_PIXELS", 24 * 16 - 1)
+    blob, inside, most = encoded(picture()), [], []
+
+    def load(_):
+        with loaded(blob) as image:
+            inside.append(image)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(load, range(8)))
+        assert most == [1] * 8
+        monkeypatch.setattr(images, "LARGE_PIXELS", 24 * 16)
+        list(threads.map(load, range(8)))
+    assert max(most) > 1
+    with pytest.raises(InvalidRequest), loaded(blob[:60]):
+        pass
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_bands_change_no_pixel(mode, monkeypatch):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)).convert(mode)
+    options = {"transparency": bytes(range(256))} if mode == "P" else {}
+    blob = encoded(image, "PNG", **options)
+    whole = pixels(load_image(blob))
+    for size in (1, 23, 100, 23 * 36):
+        monkeypatch.setattr(images, "BAND_PIXELS", size)
+        assert np.array_equal(pixels(load_image(blob)), whole)

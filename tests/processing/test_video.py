@@ -354,6 +354,8 @@ def test_frames_too_large_and_videos_too_long(monkeypatch):
     monkeypatch.setattr(containers, "MAX_DECODED_PIXELS", 20 * 32 * 48 - 1)
     assert "20 frames of 48x32 pixels" in refused(blob)
     assert len(taken(blob, Sampling(num_frames=1))) == 1
+    assert "20 frames of 48x32 pixels" in refused([encoded(picture(48, 32))] * 20)
+    assert len(taken([encoded(picture(48, 32))] * 20, Sampling(num_frames=19))) == 19
 
 
 def test_without_pyav_the_error_says_what_to_install(monkeypatch):

@@ -223,6 +223,7 @@ def test_metrics_tell_of_pictures_fetches_and_programs():
         refused(service, CHAT, asks("x", "gopher://127.0.0.1/x.png"))
         found = metrics_of(service)
         assert found["vlmfx:encoder_items_total{}"] == 1
+        assert 0 < found["vlmfx:encoder_seconds_total{}"] < 10
         assert found["vlmfx:encoder_cache_queries_total{}"] == 3
         assert found["vlmfx:encoder_cache_hits_total{}"] == 2
         assert found['vlmfx:media_fetch_seconds_count{scheme="data"}'] == 3

@@ -146,3 +146,14 @@ def test_bodies_of_any_form_are_at_worst_refused(service, body):
     response = post(service, CHAT, body)
     assert response.status_code in (400, 404), response.text
     assert post(service, CHAT, asks("x", max_tokens=1)).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "gzip, gzip", "identity, gzip"])
+def test_a_compressed_body_is_not_taken(service, encoding):
+    """Nobody knows how large it would become."""
+    body = gzip.compress(bytes(2**24))
+    response = request(service, "POST", CHAT, content=body, headers={**JSON, "content-encoding": encoding})
+    assert error_of(response) == (415, "unsupported_content_encoding")
+    plain = json.dumps(asks("x")).encode()
+    headers = {**JSON, "content-encoding": "identity"}
+    assert request(service, "POST", CHAT, content=plain, headers=headers).status_code == 200

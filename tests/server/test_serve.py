@@ -25,6 +25,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import requests
 
 from tests.golden_cases import COMMITTED
 from tests.server.harness import DEMO, PICTURE_URL, asks, noise_url
@@ -218,7 +219,7 @@ def test_a_client_that_goes_away_frees_its_place(server):
 
 
 def test_the_pages_embedding_client(tmp_path):
-    """`requests.post` as on the reference page, by httpx, with a template that is shipped."""
+    """`requests.post` as on the reference page, with a template that is shipped."""
     model = str(COMMITTED / "models" / "phi3v-tiny")
     options = ["--task", "embedding", "--trust-remote-code", "--max-model-len", "4096", "--chat-template"]
     names = ["--served-model-name", "TIGER-Lab/VLM2Vec-Full", "--dtype", "float32"]
@@ -230,7 +231,7 @@ def test_the_pages_embedding_client(tmp_path):
     with served(tmp_path / "log", model, *options, "template_vlm2vec.jinja", *names, "--port", "0") as server:
         port = server.url.rpartition(":")[2]
         body = {"model": "TIGER-Lab/VLM2Vec-Full", "messages": messages, "encoding_format": "float"}
-        response = httpx.post(f"http://localhost:{port}/v1/embeddings", json=body, timeout=60)
+        response = requests.post(f"http://localhost:{port}/v1/embeddings", json=body)
         response.raise_for_status()
         found = response.json()["data"][0]["embedding"]
         with openai.OpenAI(base_url=f"http://localhost:{port}/v1", api_key="EMPTY") as client:

@@ -91,7 +91,7 @@ class AsyncEngine:
         make(numbers) gives the requests of these numbers; it runs in a thread of pool, or of the engine's own. Where one of them fails
         or the reader stops, all of them are ended. Raises EngineFull at once, what `make` raises, and what a request fails by."""
         if self._is_draining:
-            raise _closed("takes no more requests")
+            raise _closed()
         if len(self._mailboxes) - self.engine.limits.max_num_seqs >= self.max_waiting:
             raise EngineFull(
                 f"{self.max_waiting} requests wait already, which is as many as may; send it again in a while."
@@ -104,7 +104,7 @@ class AsyncEngine:
             made = partial(self._made, make, numbers)
             for request in await mailbox.loop.run_in_executor(pool or self._makers, made):
                 if not self._tell(partial(self._add, request)):
-                    raise _closed("takes no more requests")
+                    raise _closed()
             while is_open:
                 events = await mailbox.take()
                 is_open -= {event.request.number for event in events if event.output is not None}
@@ -149,7 +149,7 @@ class AsyncEngine:
             loop.call_soon_threadsafe(done.set_result, self.engine.reset_prefix_cache())
 
         if not self._tell(reset):
-            raise _closed("does nothing more")
+            raise _closed()
         return await done
 
     async def drain(self, timeout: float | None = None) -> None:
@@ -173,7 +173,7 @@ class AsyncEngine:
 
     def _made(self, make: Callable[[list[int]], list[Request]], numbers: list[int]) -> list[Request]:
         if self._is_closed:
-            raise _closed("takes no more requests")
+            raise _closed()
         return make(numbers)
 
     def _tell(self, message: Callable[[], None]) -> bool:
@@ -197,7 +197,7 @@ class AsyncEngine:
         with self._changed:
             self._has_ended = True
         self._do(self._inbox)
-        self._deliver(self.engine.fail_all(_closed("ended before the request was done")))
+        self._deliver(self.engine.fail_all(_closed()))
         self.engine.close()
 
     def _do(self, messages: list[Callable[[], None]]) -> None:
@@ -237,5 +237,5 @@ def _wake(mailboxes: list[Mailbox]) -> None:
         mailbox.ready.set()
 
 
-def _closed(why: str) -> EngineFull:
-    return EngineFull(f"the engine is shut down and {why}; send it to another.")
+def _closed() -> EngineFull:
+    return EngineFull("the engine is shut down, before the request was done; send it to another.")

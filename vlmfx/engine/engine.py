@@ -21,6 +21,7 @@ from vlmfx.engine.admission import Admission, limits_of
 from vlmfx.engine.block_manager import BlockManager
 from vlmfx.engine.completion import Completion
 from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput
+from vlmfx.engine.encoder_clock import EncoderClock
 from vlmfx.engine.events import Counters, Event, Group
 from vlmfx.engine.feature_cache import FeatureCache
 from vlmfx.engine.grammar import GrammarCompiler
@@ -88,7 +89,8 @@ class Engine:
         }
         self._grammars = GrammarCompiler(tokenizer, vocab_size, model.eos_token_ids)
         no_rules = TokenRules(SamplingParams(), [], **self._vocabulary)
-        self._launcher = Launcher(model, executor, self.features, no_rules)
+        self._clock = EncoderClock(model.device)
+        self._launcher = Launcher(model, executor, self.features, no_rules, self._clock)
 
     @property
     def capacity(self) -> int:
@@ -275,7 +277,9 @@ class Engine:
         if not batch:
             return
         dimensions = [request.dimensions for request, _ in batch]
-        found = vectors(self.model, [inputs for _, inputs in batch], dimensions, self.executor)
+        found = vectors(self.model, [inputs for _, inputs in batch], dimensions, self.executor, self._clock)
+        self.counters.num_encoded += sum(len(inputs.media) for _, inputs in batch)
+        self.counters.encoder_seconds = self._clock.read()
         self.observer.pooled([request for request, _ in batch], found)
         for (request, inputs), vector in zip(batch, found, strict=True):
             if isinstance(vector, VlmfxError):
@@ -318,6 +322,7 @@ class Engine:
 
     def _launch(self, plan: StepPlan, before: Launched | None) -> Launched:
         self.observer.planned(plan)
+        num_encoded = self._launcher.num_encoded
         launched = self._launcher.launch(plan, before, self._collect)
         self.observer.failed(launched.failed)
         for request, error in launched.failed:
@@ -328,7 +333,8 @@ class Engine:
             if chunk.sequence.is_open:
                 self.scheduler.unpin_read(chunk.sequence)
         self.counters.num_steps += 1
-        self.counters.num_encoded = self._launcher.num_encoded
+        self.counters.num_encoded += self._launcher.num_encoded - num_encoded
+        self.counters.encoder_seconds = self._clock.read()
         return launched
 
     def _collect(self, launched: Launched) -> None:

@@ -66,13 +66,16 @@ class Group:
 
 @dataclass(kw_only=True)
 class Counters:
-    """What was done so far. num_cached: tokens of prompts that were found in the cache; num_finished: requests, failed ones too."""
+    """What was done so far. num_cached: tokens of prompts that were found in the cache; num_finished: requests, failed ones too.
+
+    encoder_seconds: as `EncoderClock` counts them."""
 
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_cached: int = 0
     num_drawn: int = 0
     num_encoded: int = 0
+    encoder_seconds: float = 0.0
     num_preempted: int = 0
     num_failed: int = 0
     num_finished: int = 0

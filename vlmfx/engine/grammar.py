@@ -39,6 +39,9 @@ LIMITS: dict[str, Any] = {
     "max_grammar_size": 500_000,
     "verbose_errors": False,
 }
+# Between the tokens of JSON: a line break with what is before and behind it, or a few blanks. Of any number of them a small model would
+# write blanks, which are likely after blanks, until its tokens are used up.
+WHITESPACE: Any = {"whitespace_pattern": r"[ \t]{1,4}|[ \t]{0,4}\r?\n[ \t]{0,64}"}
 POSITION = re.compile(r"^(?:at )?\d+\(\d+\): ")  # in the grammar that a regex is wrapped in
 
 
@@ -170,12 +173,14 @@ def _source(form: StructuredOutputsParams) -> str:
 
     at = f"structured_outputs.{form.kind}"
     if form.kind == "json_object":
-        return LLMatcher.grammar_from_json_schema('{"type": "object"}')
+        return LLMatcher.grammar_from_json_schema('{"type": "object"}', defaults=WHITESPACE)
     if form.kind == "json":
         schema = json.loads(form.text)
         _check_multiples(at, schema)
         # Written anew: what was checked is what is compiled.
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema))
+        return LLMatcher.grammar_from_json_schema(
+            json.dumps(schema), defaults=WHITESPACE if isinstance(schema, dict) else None
+        )
     if form.kind == "regex":
         return LLMatcher.grammar_from_regex(form.text)
     if form.kind == "choice":

@@ -16,6 +16,7 @@ from vlmfx.compile.executor import Executor, moved
 from vlmfx.compile.programs import Adjustments, Sampling, choose
 from vlmfx.engine import runner
 from vlmfx.engine.adjustments import adjustments
+from vlmfx.engine.encoder_clock import EncoderClock
 from vlmfx.engine.feature_cache import FeatureCache
 from vlmfx.engine.launched import Failure, Launched, Piece
 from vlmfx.engine.prepared import Item
@@ -31,12 +32,15 @@ One = TypeVar("One", Chunk, Text)
 
 
 class Launcher:
-    """no_rules: of texts that have none, beside others that have. num_encoded counts images.
+    """no_rules: of texts that have none, beside others that have. clock counts the time of encoding, num_encoded images.
 
     What fails in a batch is run again one by one, which may write keys and values a second time and changes nothing."""
 
-    def __init__(self, model: Model, executor: Executor, features: FeatureCache, no_rules: TokenRules) -> None:
+    def __init__(
+        self, model: Model, executor: Executor, features: FeatureCache, no_rules: TokenRules, clock: EncoderClock
+    ) -> None:
         self.model, self.executor, self.features, self._no_rules = model, executor, features, no_rules
+        self._clock = clock
         self._vocab_size = model.processor.vocab_size
         self.num_encoded = 0
 
@@ -65,7 +69,8 @@ class Launcher:
 
         def encode(some: Sequence[Item]) -> None:
             visions = [item.vision for item in some if item.vision is not None]
-            rows = runner.encode_items(self.model, visions, [item.num_rows for item in some], self.executor)
+            with self._clock.span():
+                rows = runner.encode_items(self.model, visions, [item.num_rows for item in some], self.executor)
             made.extend(zip(some, rows, strict=True))
 
         try:

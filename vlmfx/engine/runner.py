@@ -150,12 +150,18 @@ def prefill(
     return _kept(ids[: len(last)], bucket), logits[: len(last)]
 
 
-def pool(model: Model, requests: Sequence[ModelInputs], executor: Executor | None = None) -> Tensor:
-    """One vector a request (n, hidden) float32, not yet of unit length."""
+def pool(
+    model: Model,
+    requests: Sequence[ModelInputs],
+    executor: Executor | None = None,
+    features: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """One vector a request (n, hidden) float32, not yet of unit length. features: what `encode` gives, where that is done already."""
     executor = executor or model.executor
+    features = encode(model, requests, executor) if features is None else features
     lengths = [len(r.token_ids) for r in requests]
     bucket = executor.bucket("pool", sum(lengths), len(requests))
-    inputs = _padded(model, pack(requests, encode(model, requests, executor)), bucket, executor)
+    inputs = _padded(model, pack(requests, features), bucket, executor)
     return executor.pool(replace(inputs, extras=_extras(model, inputs, lengths, lengths)))[: len(requests)]
 
 

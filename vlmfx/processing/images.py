@@ -7,10 +7,11 @@ reference processors do.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,6 +26,9 @@ ImageSource = Image.Image | str | os.PathLike[str] | bytes | np.ndarray
 MAX_PIXELS = 178_956_970  # Pillow's own limit; kept apart so that its process-wide setting stays untouched
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # an allow-list: others (EPS, PDF) start programs
 FIELD = "multi_modal_data.image"
+LARGE_PIXELS = 2**25  # 4 bytes each, and as much again while they are converted
+LARGE = Lock()  # of images of more pixels: files of a megabyte can hold them
+BAND_PIXELS = 2**22
 LAZY = Lock()  # of images that are opened and not decoded: Pillow's own cannot be decoded by two threads at once
 
 _TURNS = {
@@ -58,10 +62,25 @@ def load_image(source: ImageSource, *, field: str = FIELD, max_pixels: int = MAX
         image.load()
         image = _to_8_bit(image, field)
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
+            image = _on_white(image)
+        else:
+            image = image.convert("RGB")
         return image if turn is None else image.transpose(turn)
+
+
+@contextmanager
+def loaded(source: ImageSource, *, field: str = FIELD) -> Iterator[Image.Image]:
+    """What load_image gives. Of large images there is one at a time in the process, from when it is decoded until the block ends, so
+    that memory is bounded however many threads load them; a block must not begin another. Raises as load_image does."""
+    height, width = image_size(source, field=field)
+    if height * width <= LARGE_PIXELS:
+        yield load_image(source, field=field)
+        return
+    with LARGE:
+        try:
+            yield load_image(source, field=field)
+        finally:
+            _trim_memory()
 
 
 def image_size(source: ImageSource, *, field: str = FIELD, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -111,6 +130,23 @@ def _opened(source: ImageSource, field: str) -> Iterator[tuple[Image.Image, bool
         reason = reason_of(error)
         message = f"the image cannot be read ({reason}); send a whole {', '.join(FORMATS)} file."
         raise InvalidRequest(field, message, found=reason, expected=FORMATS) from error
+
+
+def _trim_memory() -> None:
+    """Have the C library give back what is free: glibc keeps hundreds of megabytes for each thread that has decoded a large image."""
+    with suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image with alpha or a transparent colour, laid on white: in bands, each of which takes five times the memory of its pixels."""
+    width, height = image.size
+    out, rows = Image.new("RGB", image.size), max(1, BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        out.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return out
 
 
 def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:

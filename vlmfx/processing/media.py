@@ -158,11 +158,11 @@ def load(item: Media, policy: MediaPolicy) -> Any:
     if item.modality == "video":
         if isinstance(value, str) and value[: len(JPEG_FRAMES)].lower() == JPEG_FRAMES:
             header, _, frames = value.partition(",")
+            _check_frames(frames.count(",") + 1, item.field)  # before they are taken apart: each piece takes memory
             value = [f"{header},{frame}" for frame in frames.split(",")]
         if isinstance(value, (list, tuple)):  # frames, each of them an image
-            if len(value) > MAX_FRAMES and any(isinstance(frame, str) for frame in value):
-                message = f"it has {len(value)} frames to read, expected at most {MAX_FRAMES}; send fewer."
-                raise InvalidRequest(item.field, message, found=len(value), expected=MAX_FRAMES)
+            if any(isinstance(frame, str) for frame in value):
+                _check_frames(len(value), item.field)
             return load_all([Media("image", frame, f"{item.field}[{i}]") for i, frame in enumerate(value)], policy)
     if item.kind.endswith("_url") or (isinstance(value, str) and SCHEME.match(value)):
         value = fetch(str(value), policy, item.field, video=item.modality == "video")
@@ -173,6 +173,13 @@ def load(item: Media, policy: MediaPolicy) -> Any:
             item.field, "it is a path, which is not read here; send a URL, or the file in a data: URL."
         )
     return embed_files.read(value, item.field) if item.kind == "image_embeds" and _is_file(value) else value
+
+
+def _check_frames(count: int, field: str) -> None:
+    """Raise InvalidRequest for more frames to read than any video may have."""
+    if count > MAX_FRAMES:
+        message = f"it has {count} frames to read, expected at most {MAX_FRAMES}; send fewer."
+        raise InvalidRequest(field, message, found=count, expected=MAX_FRAMES)
 
 
 def _is_file(value: Any) -> bool:

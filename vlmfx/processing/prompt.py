@@ -21,7 +21,7 @@ from vlmfx.processing.conversation import KEYS as CHAT_KEYS
 from vlmfx.processing.conversation import render as render_conversation
 from vlmfx.processing.embed_files import read_files
 from vlmfx.processing.embeds import is_plain
-from vlmfx.processing.images import image_size, load_image
+from vlmfx.processing.images import image_size, loaded
 from vlmfx.processing.inputs import Expanded, Layouts, MediaItem, MediaLayout, ModelInputs, num_rows
 from vlmfx.processing.limits import limits_of
 from vlmfx.processing.media import MediaPolicy, load_all
@@ -107,8 +107,11 @@ def complete(processor: Processor, made: Plan) -> ModelInputs:
     functions = processor.functions
     ids = made.expanded.token_ids
     positions, next_position = functions.positions(made.config, ids, made.layouts)
-    # Each image is let go before the next is decoded.
-    vision = [functions.vision_inputs(made.config, [load_image(i, field=IMAGE_FIELD)]) for i in made.images]
+    vision = []
+    for source in made.images:  # each is let go before the next is decoded
+        with loaded(source, field=IMAGE_FIELD) as image:
+            vision.append(functions.vision_inputs(made.config, [image]))
+            del image
     vision += [
         functions.video_inputs(made.config, chosen, video.frames(source, chosen)) for source, chosen in made.videos
     ]

@@ -21,7 +21,7 @@ from torch import Tensor
 from vlmfx.errors import InvalidRequest, shown
 from vlmfx.processing import containers
 from vlmfx.processing.embeds import is_plain
-from vlmfx.processing.images import image_size, load_image
+from vlmfx.processing.images import image_size, loaded
 
 FIELD = "multi_modal_data.video"
 SETTINGS = "media_io_kwargs"
@@ -145,7 +145,8 @@ def frames(source: Any, plan: VideoPlan, *, field: str = FIELD) -> Iterator[Imag
     A container that ends early repeats its last frame. Raises InvalidRequest."""
     if not _is_container(source):
         for index in plan.frame_indices:
-            yield load_image(_array_of(source[index], field), field=field)
+            with loaded(_array_of(source[index], field), field=field) as picture:
+                yield picture
         return
     wanted = iter(plan.frame_indices)
     index = next(wanted)
@@ -215,6 +216,13 @@ def _probe_frames(source: Any, sampling: Sampling, field: str) -> VideoPlan:
         message = f"its frames have {len(sizes)} sizes, {sorted(sizes)[:2]} among them; resize them to one."
         raise InvalidRequest(field, message, found=len(sizes), expected=1)
     ((height, width),) = sizes
+    num_pixels = len(indices) * height * width
+    if num_pixels > containers.MAX_DECODED_PIXELS:
+        message = (
+            f"it has {len(indices)} frames of {width}x{height} pixels, over {containers.MAX_DECODED_PIXELS:.0e} in all; "
+            "send fewer or smaller ones."
+        )
+        raise InvalidRequest(field, message, found=num_pixels, expected=containers.MAX_DECODED_PIXELS)
     return VideoPlan(frame_indices=indices, num_source_frames=total, height=height, width=width, fps=sampling.fps)
 
 

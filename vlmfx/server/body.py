@@ -34,6 +34,9 @@ class Bodies:
             # Not only for order's sake: a page in a browser may send other types to any server without asking.
             message = f"the body's type is {kind[:80] or 'not given'}; send JSON, with Content-Type: application/json."
             raise HttpError(415, message, code="unsupported_media_type", headers={"Connection": "close"})
+        if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            message = "the body is compressed, and it is not known how large it would become; send it as it is."
+            raise HttpError(415, message, code="unsupported_content_encoding", headers={"Connection": "close"})
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > self.most:
             raise self._too_large()

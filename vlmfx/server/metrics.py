@@ -131,6 +131,7 @@ class _Live:
                 found["num_cached"] + found["num_prompt_tokens"],
             ),
             "engine_steps": ("Steps of the engine.", found["num_steps"]),
+            "encoder_seconds": ("Seconds that encoding them took, on a GPU the device's.", found["encoder_seconds"]),
             "encoder_items": ("Images and videos that were encoded.", found["num_encoded"]),
             "encoder_cache_queries": ("Images and videos of prompts that began.", self.steps.num_media),
             "encoder_cache_hits": (

@@ -126,7 +126,7 @@ class Service:
     def close(self) -> None:
         """End the threads, and give up what is fetched; the engine is to be closed before."""
         self.working.shutdown(wait=False, cancel_futures=True)
-        self.fetching.end(EngineFull("the server was shut down before the request was done; send it to another."))
+        self.fetching.end(EngineFull("the server is shut down, before the request was done; send it to another."))
 
     def _check_room(self, field: str, request: Request) -> None:
         limit, left = request.params.max_tokens, self.max_model_len - request.num_tokens
