@@ -12,6 +12,8 @@ from fastapi import Request, Response
 
 from vlmfx.server.service import Service
 
+Endpoint = Callable[[Service, Request], Awaitable[Response]]
+
 FOLDER = Path(__file__).parent / "web"
 KINDS = {
     ".html": "text/html; charset=utf-8",
@@ -33,7 +35,6 @@ HEADERS = {
     "Content-Security-Policy": "; ".join(f"{name} {sources}" for name, sources in POLICY.items()),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",  # asked for by its ETag each time, so that a new version shows at once
 }
@@ -51,9 +52,9 @@ def path_of(name: str) -> str:
     return "/" if name == "index.html" else f"/page/{name}"
 
 
-def endpoints() -> dict[str, Callable[[Service, Request], Awaitable[Response]]]:
+def endpoints() -> dict[str, Endpoint]:
     """What answers at each path of the page. No key is asked for: there is nothing in the files that the package does not hold."""
-    found: dict[str, Callable[[Service, Request], Awaitable[Response]]] = {}
+    found: dict[str, Endpoint] = {}
     for path in sorted(FOLDER.iterdir()):
         if path.suffix in KINDS:
             content = path.read_bytes()

@@ -3,6 +3,7 @@
 import { ApiError, chat, keepKey, keyOf, model as describe } from "./api.js";
 import { Counting } from "./counting.js";
 import { showCode } from "./dialog.js";
+import { keptAtEnd } from "./ends.js";
 import { Picture, itemOf, mib, numBytesOf, onFiles } from "./pictures.js";
 import { settingsOf } from "./settings.js";
 import { Turn, TurnView, messageOf, messagesOf } from "./turns.js";
@@ -10,6 +11,7 @@ import { Turn, TurnView, messageOf, messagesOf } from "./turns.js";
 const at = (id) => document.getElementById(id);
 const question = at("question");
 const form = at("settings").querySelector("form");
+const log = keptAtEnd(at("log"));
 const counting = new Counting(showCount, changed);
 let model = null; // as /v1/models has it
 let turns = [];
@@ -152,7 +154,7 @@ async function answer(turn, settings) {
     const options = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
     for await (const chunk of chat({ ...turn.body, ...options }, running.signal)) {
       view.add(turn.take(chunk));
-      follow();
+      log.follow();
     }
     turn.end = "done";
   } catch (error) {
@@ -163,7 +165,7 @@ async function answer(turn, settings) {
   }
   view.end(problem);
   setRunning(false);
-  follow();
+  log.follow();
   announce({ done: turn.answer || "The answer is empty.", stopped: "Stopped.", failed: "" }[turn.end]); // errors are alerts
   changed();
 }
@@ -192,13 +194,7 @@ function show(elements) {
   if (!elements.length) at("log").replaceChildren(at("empty"));
   at("empty").hidden = elements.length > 0;
   at("log").append(...elements);
-  at("log").scrollTop = at("log").scrollHeight;
-}
-
-// Stays at the end, unless somebody has scrolled up.
-function follow() {
-  const log = at("log");
-  if (log.scrollHeight - log.scrollTop - log.clientHeight < 80) log.scrollTop = log.scrollHeight;
+  log.jump();
 }
 
 function setRunning(is) {

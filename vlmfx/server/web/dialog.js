@@ -31,6 +31,7 @@ async function copy() {
       at("code-says").textContent = "It is selected; copy it by the keyboard.";
       return;
     }
+    at("copy").focus();
   }
   at("code-says").textContent = "Copied.";
 }
