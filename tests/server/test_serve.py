@@ -230,7 +230,7 @@ def test_the_pages_embedding_client(tmp_path):
     messages = [{"role": "user", "content": content}]
     with served(tmp_path / "log", model, *options, "template_vlm2vec.jinja", *names, "--port", "0") as server:
         port = server.url.rpartition(":")[2]
-        body = {"model": "TIGER-Lab/VLM2Vec-Full", "messages": messages, "encoding_format": "float"}
+        body: Any = {"model": "TIGER-Lab/VLM2Vec-Full", "messages": messages, "encoding_format": "float"}
         response = requests.post(f"http://localhost:{port}/v1/embeddings", json=body)
         response.raise_for_status()
         found = response.json()["data"][0]["embedding"]
