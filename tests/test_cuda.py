@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import random
+import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -136,3 +139,25 @@ def test_vectors_are_those_of_the_functions(case: Case):
     options: dict[str, Any] = {"dtype": "float32", "device": "cuda", "use_tqdm": False}
     eager = vlmfx.embed(str(case.model_folder), requests, enforce_eager=True, **options)
     torch.testing.assert_close(vlmfx.embed(str(case.model_folder), requests, **options), eager, atol=1e-5, rtol=0)
+
+
+def test_what_other_threads_do_on_the_device_spoils_no_capture():
+    is_done = Event()
+
+    def disturb() -> None:
+        held: list[torch.Tensor] = []
+        while not is_done.is_set():
+            held = [*held[-5:], torch.empty(random.randint(1, 1 << 22), pin_memory=True)]
+            held[-1].to("cuda", non_blocking=True)
+            time.sleep(1e-4)
+
+    others = [Thread(target=disturb, daemon=True) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        plan = Plan(encode=(64,), prefill=(16, 64), decode=(1, 2, 4), max_segments=4, max_seqs=4)
+        vlmfx.LLM("scenes", device="cuda", plan=plan).warm_up(use_tqdm=False)
+    finally:
+        is_done.set()
+        for other in others:
+            other.join()

@@ -66,7 +66,9 @@ class CapturedProgram:
         with self.api.stream(side):
             first = self.program(self.inputs)
             self.api.synchronize()
-            self.graph.capture_begin(*([] if self.pool_handle is None else [self.pool_handle]))
+            # Other threads may be freeing pinned memory, or be collecting garbage that lies on the device.
+            mode = {"capture_error_mode": "thread_local"} if self.device.type == "cuda" else {}
+            self.graph.capture_begin(*([] if self.pool_handle is None else [self.pool_handle]), **mode)
             try:
                 outputs = list(self.program(self.inputs))
             finally:
