@@ -245,3 +245,22 @@ def test_metrics_tell_what_buckets_add():
         steps._count("prefill", 200, 1)
         assert (steps.hits, steps.misses) == ({"decode": 1, "prefill": 1}, {"prefill": 1})
         assert steps.padding == {"decode": 1, "prefill": 56}
+
+
+def test_the_holders_of_several_keys_share_no_cache_and_pass_nobody():
+    ask = asks("A question that is long enough to fill blocks of the cache, and more than one. " * 2, noise_url())
+    with serving(tiny(), api_keys=("one", "two")) as service:
+        counters = service.engine.engine.counters
+        found = []
+        for key in ("one", "one", "two", "two"):
+            before = counters.num_cached, counters.num_encoded
+            response = post(service, CHAT, ask, headers={"Authorization": f"Bearer {key}"})
+            assert response.status_code == 200
+            found.append((counters.num_cached > before[0], counters.num_encoded - before[1]))
+        assert found == [(False, 1), (True, 0)] * 2
+        headers = {"Authorization": "Bearer one"}
+        response = post(service, CHAT, {**ask, "priority": -1}, headers=headers)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "priority")
+        assert post(service, CHAT, {**ask, "priority": 1}, headers=headers).status_code == 200
+    with serving(tiny(), api_keys=("one",)) as service:
+        assert post(service, CHAT, {**ask, "priority": -1}, headers=headers).status_code == 200

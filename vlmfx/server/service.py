@@ -92,6 +92,8 @@ class Service:
         """What makes the engine's requests of a body's prompts. Raises InvalidRequest for what stands beside them, and later, in its
         thread, for the prompts."""
         options = {**request_options(body), **more}
+        if len(self.options.api_keys) > 1:
+            _keep_apart(options, call)
         if self.options.request_timeout_s is not None:
             options["deadline"] = time.perf_counter() + self.options.request_timeout_s
         explicit = next((n for n in ("max_completion_tokens", "max_tokens") if body.get(n) is not None), None)
@@ -164,6 +166,16 @@ class Service:
                 f"{self.max_model_len} tokens; ask for fewer, or leave it out."
             )
             raise InvalidRequest(field, message, found=limit, expected=left)
+
+
+def _keep_apart(options: dict[str, Any], call: Call) -> None:
+    """Give the holders of several keys caches of their own, as the time of an answer tells what is in one, and no way past each other.
+    Raises InvalidRequest."""
+    priority = options.get("priority", 0)
+    if priority < 0:
+        message = f"it is {priority}, which would go before the requests of others; use 0, or more to go behind."
+        raise InvalidRequest("priority", message, found=priority, expected=0)
+    options["salt"] = f"{call.owner.hex()} {options.get('salt', '')}"
 
 
 def names_urls(prompt: dict[str, Any]) -> bool:
