@@ -175,6 +175,8 @@ def test_a_queue_that_is_full_refuses():
             await asyncio.sleep(0)
             with pytest.raises(EngineFull, match="2 requests wait already, which is as many as may; send it again"):
                 await last(engine, "Hello", GREEDY)
+            with pytest.raises(InvalidRequest, match="4 prompts are asked for at once, of which 3 may be"):
+                await anext(engine.events(lambda numbers: [], 4))
             assert len({o.outputs[0].token_ids for o in await asyncio.gather(*tasks)}) == 1
             await last(engine, "Hello", GREEDY)
 

@@ -1,4 +1,4 @@
-"""Two hundred clients at once, good, bad and gone: none is lost, none gets another's answer."""
+"""Two hundred clients at once, good, bad and gone, four times over: none is lost, none gets another's answer, memory stays flat."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import random
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,6 +17,14 @@ from tests.server.test_serve import served
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 80, 220), "yellow": (235, 205, 50)}
 NUM_CLIENTS = 200
+NUM_WAVES = 4
+MOST_GROWTH_MB = 40  # of the last two waves: fragments of freed memory come and go
+
+
+def resident_mb(pid: int) -> float:
+    """Of a process."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
 
 
 def square(colour: str, seed: int) -> str:
@@ -53,14 +62,23 @@ def test_many_clients(tmp_path):
             return "".join(delta.get("content", "") for delta in deltas), colour
         return response.json()["choices"][0]["message"]["content"], colour
 
-    async def all_of_them(url: str) -> list[tuple[str, str]]:
+    async def all_of_them(url: str, wave: int) -> list[tuple[str, str]]:
         limits = httpx.Limits(max_connections=NUM_CLIENTS)
         async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as session:
-            return await asyncio.gather(*(client(number, session) for number in range(NUM_CLIENTS)))
+            numbers = range(wave * NUM_CLIENTS, (wave + 1) * NUM_CLIENTS)  # each wave has pictures of its own
+            return await asyncio.gather(*(client(number, session) for number in numbers))
 
-    with served(tmp_path / "log", "scenes", "--port", "0", "--host", "127.0.0.1", "--max-num-seqs", "32") as server:
-        found = asyncio.run(all_of_them(server.url))
-        assert [pair for pair in found if pair[0] != pair[1]] == []
+    few = "--mm-feature-cache-bytes", str(1 << 22)  # which the first wave fills
+    with served(
+        tmp_path / "log", "scenes", "--port", "0", "--host", "127.0.0.1", "--max-num-seqs", "32", *few
+    ) as server:
+        memory = []
+        for wave in range(NUM_WAVES):
+            found = asyncio.run(all_of_them(server.url, wave))
+            assert [pair for pair in found if pair[0] != pair[1]] == []
+            memory.append(resident_mb(server.process.pid))
+            print(f"after {(wave + 1) * NUM_CLIENTS} requests: {memory[-1]:.0f} MB")
+        assert memory[-1] - memory[-3] < MOST_GROWTH_MB, memory
         for _ in range(100):
             text = httpx.get(f"{server.url}/metrics").text
             if 'num_requests_running{model_name="scenes"} 0.0' in text:

@@ -60,5 +60,5 @@ def test_what_is_wrong_is_named(service, path, body, param):
     assert refused(service, path, body)["param"] == param
 
 
-def test_ids_that_no_token_has_are_nothing(service):
-    assert answer(service, "/detokenize", {"tokens": [10**12, 2**40]}) == {"prompt": ""}
+def test_ids_that_no_token_has_are_refused(service):
+    assert "the model's vocabulary" in refused(service, "/detokenize", {"tokens": [5, 10**12]})["message"]

@@ -24,7 +24,7 @@ from vlmfx.engine.events import Event
 from vlmfx.engine.partial import Partial
 from vlmfx.engine.request import RequestOutput
 from vlmfx.engine.sequence import Request
-from vlmfx.errors import EngineFull, as_vlmfx_error
+from vlmfx.errors import EngineFull, InvalidRequest, as_vlmfx_error
 
 log = logging.getLogger("vlmfx")
 MAX_WAITING = 1024  # requests that have not begun
@@ -92,7 +92,11 @@ class AsyncEngine:
         or the reader stops, all of them are ended. Raises EngineFull at once, what `make` raises, and what a request fails by."""
         if self._is_draining:
             raise _closed()
-        if len(self._mailboxes) - self.engine.limits.max_num_seqs >= self.max_waiting:
+        most = self.max_waiting + self.engine.limits.max_num_seqs
+        if num > most:
+            message = f"{num} prompts are asked for at once, of which {most} may be; send them in several requests."
+            raise InvalidRequest("prompt", message, found=num, expected=most)
+        if len(self._mailboxes) + num > most:
             raise EngineFull(
                 f"{self.max_waiting} requests wait already, which is as many as may; send it again in a while."
             )

@@ -49,11 +49,13 @@ def tokenize_request(body: Any) -> TokenizeRequest:
     return TokenizeRequest(prompt={"prompt": text}, adds_special=adds_special, shows_texts=shows_texts)
 
 
-def detokenize_request(body: Any) -> list[int]:
-    """The ids of a body of /detokenize. Raises InvalidRequest."""
+def detokenize_request(body: Any, vocab_size: int) -> list[int]:
+    """The ids of a body of /detokenize, of a model with so many. Raises InvalidRequest."""
     ids = checked(body, frozenset({"model", "tokens"})).get("tokens")
     token_ids("tokens", ids)
     assert isinstance(ids, list)
     if len(ids) > MAX_IDS:
         raise InvalidRequest("tokens", f"it holds {len(ids)} ids, expected at most {MAX_IDS}; send more requests.")
+    if ids and (largest := max(ids)) >= vocab_size:
+        refuse("tokens", largest, f"ids below {vocab_size}, the model's vocabulary", "look ids up with /tokenize")
     return ids

@@ -163,7 +163,7 @@ class _Live:
         }
         for name, (says, counts) in by_program.items():
             counter = CounterMetricFamily(f"{self.prefix}:{name}", says, labels=[*self.labels, "program"])
-            for program, value in sorted(counts.items()):
+            for program, value in sorted(counts.copy().items()):
                 counter.add_metric([*self.labels.values(), program], value)
             yield counter
 

@@ -127,6 +127,8 @@ def _run(service: Service, listener: socket.socket) -> None:
         log_config=None,
         log_level="warning",
         lifespan="off",
+        ws="none",
+        proxy_headers=False,  # anybody could write the address that is logged
         server_header=False,
         timeout_graceful_shutdown=int(options.drain_timeout_s + MARGIN_S),
     )

@@ -37,7 +37,7 @@ async def detokenize(service: Service, request: Request) -> Response:
 
     def read(body: Any) -> list[int]:
         service.check(body, "/detokenize", None)
-        return detokenize_request(body)
+        return detokenize_request(body, service.processor.vocab_size)
 
     ids = await read_json(request, service.bodies, service.working, read)
     decode = partial(service.processor.tokenizer.decode, ids, skip_special_tokens=False)

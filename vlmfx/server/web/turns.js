@@ -24,7 +24,7 @@ export class Turn {
         [this.numTokens, this.lastAt] = [usage.completion_tokens, now];
       }
     }
-    const choice = chunk.choices[0];
+    const choice = chunk.choices.find(({ index }) => index === 0); // of several answers the first is shown
     if (choice?.finish_reason) this.finish = choice.finish_reason;
     const added = choice?.delta.content ?? "";
     this.answer += added;
