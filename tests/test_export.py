@@ -135,8 +135,8 @@ def test_what_is_beyond_the_plan_runs_uncompiled_or_is_refused(made):
     with pytest.warns(UserWarning, match=r"1 of 4 prompts failed"):
         outputs = strict.generate(some, few, use_tqdm=False)
     error = outputs[0].error
-    assert isinstance(error, PlanError)
-    assert "encode: a step of 400 patches has no bucket, as the plan goes from 1 to 256" in str(error)
+    assert isinstance(error, InvalidRequest)
+    assert "it has 400 patches, but the plan's largest encode program takes 256; make it smaller" in str(error)
     assert is_one_sentence(error)
     assert ids(outputs[1:]) == expected[1:], "a prompt that is longer than a bucket goes in parts"
 
