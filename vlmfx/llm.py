@@ -25,7 +25,7 @@ from vlmfx.engine.drain import Made, drain
 from vlmfx.engine.embedding import EmbeddingRequestOutput, ScoringRequestOutput, score_of
 from vlmfx.engine.engine import NOT_PREPARED, Engine
 from vlmfx.engine.executors import executor_for
-from vlmfx.engine.options import NAMES, EngineOptions
+from vlmfx.engine.options import NAMES, NUM_MAKERS, EngineOptions
 from vlmfx.engine.pooler import check_dimensions
 from vlmfx.engine.recording import record_to
 from vlmfx.engine.request import RequestOutput, SamplingParams
@@ -42,7 +42,6 @@ from vlmfx.processing.video import sampling_of
 
 log = logging.getLogger("vlmfx")
 
-NUM_MAKERS = 8  # threads that tokenize and fetch
 QUICK_TOKENS = 4096  # whose keys are made in a millisecond
 
 OnError = Literal["return", "raise"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
+from fastapi import FastAPI
 
 from tests.server.harness import CHAT, asks, events, post, run, scenes, serving, tiny
 from vlmfx.errors import InternalError
@@ -59,6 +62,19 @@ def service():
         yield made
 
 
+@asynccontextmanager
+async def all_rows_taken(app: FastAPI) -> AsyncIterator[None]:
+    """Inside, as many long streams run as texts may be generated at once."""
+    busy = [Connection(app, asks("x", stream=True, **LONG)) for _ in range(2)]
+    tasks = [asyncio.ensure_future(one.serve()) for one in busy]
+    for one in busy:
+        await one.came.wait()
+    yield
+    for one in busy:
+        one.gone.set()
+    await asyncio.gather(*tasks)
+
+
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_client_that_goes_away_ends_its_request(service, streams):
     async def work():
@@ -84,20 +100,14 @@ def test_a_client_that_goes_away_ends_its_request(service, streams):
 def test_a_client_that_goes_away_while_it_waits_ends_its_request(service):
     async def work():
         app = create_app(service)
-        busy = [Connection(app, asks("x", stream=True, **LONG)) for _ in range(2)]
-        tasks = [asyncio.ensure_future(one.serve()) for one in busy]
-        for one in busy:
-            await one.came.wait()
-        waiting = Connection(app, asks("y", stream=True, **LONG))
-        task = asyncio.ensure_future(waiting.serve())
-        await asyncio.sleep(0.2)
-        assert (service.engine.num_requests, waiting.sent) == (3, [])
-        waiting.gone.set()
-        await asyncio.wait_for(task, 5)
-        assert service.engine.num_requests == 2
-        for one in busy:
-            one.gone.set()
-        await asyncio.gather(*tasks)
+        async with all_rows_taken(app):
+            waiting = Connection(app, asks("y", stream=True, **LONG))
+            task = asyncio.ensure_future(waiting.serve())
+            await asyncio.sleep(0.2)
+            assert (service.engine.num_requests, waiting.sent) == (3, [])
+            waiting.gone.set()
+            await asyncio.wait_for(task, 5)
+            assert service.engine.num_requests == 2
 
     run(work)
 
@@ -126,18 +136,12 @@ def test_a_stream_that_waits_begins_and_is_kept_alive(service, monkeypatch):
 
     async def work():
         app = create_app(service)
-        busy = [Connection(app, asks("x", stream=True, **LONG)) for _ in range(2)]
-        tasks = [asyncio.ensure_future(one.serve()) for one in busy]
-        for one in busy:
-            await one.came.wait()
-        waiting = Connection(app, asks("y", stream=True, max_tokens=3))
-        task = asyncio.ensure_future(waiting.serve())
-        while ": ping" not in waiting.text_sent:
-            await asyncio.sleep(0.02)
-        assert '"role":"assistant"' in waiting.text_sent
-        for one in busy:
-            one.gone.set()
-        await asyncio.gather(*tasks)
+        async with all_rows_taken(app):
+            waiting = Connection(app, asks("y", stream=True, max_tokens=3))
+            task = asyncio.ensure_future(waiting.serve())
+            while ": ping" not in waiting.text_sent:
+                await asyncio.sleep(0.02)
+            assert '"role":"assistant"' in waiting.text_sent
         await asyncio.wait_for(task, 20)
         assert waiting.text_sent.endswith("data: [DONE]\n\n")
         assert 'finish_reason":"' in waiting.text_sent

@@ -12,7 +12,6 @@ from uuid import uuid4
 
 from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.fields import is_unicode
-from vlmfx.engine.pooler import check_dimensions
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
 from vlmfx.errors import InvalidRequest, VlmfxError, as_vlmfx_error, shown
@@ -111,7 +110,6 @@ def make_job(llm: LLM, line: Line, served: str, numbers: count[int]) -> Job:
     created = int(time.time())
     if line.url == EMBEDDINGS:
         wanted = embedding_request(line.body)
-        check_dimensions(llm.model, wanted.dimensions)
         options = {"pools": True, "dimensions": wanted.dimensions, **request_options(line.body)}
         requests = [llm.request(next(numbers), prompt, **options) for prompt in wanted.prompts]
         return Job(

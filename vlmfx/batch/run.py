@@ -15,12 +15,12 @@ from tqdm import tqdm
 from vlmfx.batch.files import Results, check_paths, count_lines, lines
 from vlmfx.batch.jobs import TASKS, Job, Line, answer, failure, make_job, nameless, read_line
 from vlmfx.engine.events import Event
+from vlmfx.engine.options import NUM_MAKERS
 from vlmfx.errors import EngineFull, InvalidRequest
 from vlmfx.llm import LLM
 
 MAX_BYTES = 1 << 28  # of lines in flight, beyond the first
 PATIENCE = 0.02  # seconds between looks for lines that are ready while pixels are loaded
-NUM_THREADS = 8  # that tokenize and fetch
 
 
 @dataclass(kw_only=True)
@@ -73,7 +73,7 @@ class Run:
         self._jobs: dict[int, Job] = {}  # by the number of each of their requests that has no output yet
         self._in_flight: set[Line] = set()
         self._num_bytes = 0
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="vlmfx-batch")
+        self._threads = ThreadPoolExecutor(NUM_MAKERS, thread_name_prefix="vlmfx-batch")
         self.max_lines = 2 * self.engine.limits.max_num_seqs
 
     def serve(self, source: Iterator[Line]) -> Iterator[Line]:

@@ -21,6 +21,7 @@ from typing import Any
 from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.engine import Engine
 from vlmfx.engine.events import Event
+from vlmfx.engine.options import NUM_MAKERS
 from vlmfx.engine.partial import Partial
 from vlmfx.engine.request import RequestOutput
 from vlmfx.engine.sequence import Request
@@ -29,7 +30,6 @@ from vlmfx.errors import EngineFull, InvalidRequest, as_vlmfx_error
 log = logging.getLogger("vlmfx")
 MAX_WAITING = 1024  # requests that have not begun
 PATIENCE = 0.05  # seconds between looks for new requests while pixels are loaded
-NUM_MAKERS = 8  # threads that tokenize and fetch
 
 
 @dataclass(eq=False)

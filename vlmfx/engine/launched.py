@@ -41,15 +41,19 @@ class Launched:
             self._event.record()
 
     @cached_property
+    def texts(self) -> list[Text]:
+        """Those that draw, in the order of ids."""
+        return [text for piece in self.pieces for text in piece.texts]
+
+    @cached_property
     def rows(self) -> dict[Text, int]:
         """Which of ids each text drew."""
-        return {text: row for row, text in enumerate(t for piece in self.pieces for t in piece.texts)}
+        return {text: row for row, text in enumerate(self.texts)}
 
     def read(self) -> list[Drawn]:
         """What all texts drew; waits for the device."""
         self.is_read = True
         if self._event is not None:
             self._event.synchronize()
-        texts = [text for piece in self.pieces for text in piece.texts]
         candidates = [one for piece in self.pieces for one in piece.scores.read()]
-        return list(zip(texts, self._host.tolist(), candidates, strict=True))
+        return list(zip(self.texts, self._host.tolist(), candidates, strict=True))

@@ -8,6 +8,7 @@ from vlmfx.errors import InvalidRequest, shown
 
 MAX_NUM_SEQS = {"cuda": 128}  # by device, where the option is left out
 DEFAULT_NUM_SEQS = 16
+NUM_MAKERS = 8  # threads that make prompts requests: tokenize, fetch
 FEATURE_BYTES = 1 << 30
 
 

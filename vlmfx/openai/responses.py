@@ -14,6 +14,15 @@ from vlmfx.errors import DeadlineExceeded, EngineFull, ImageNotFound, InvalidReq
 from vlmfx.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from vlmfx.openai.requests import Form
 
+# Errors, the narrower ones first → their status, and the code that clients know.
+KINDS = (
+    (ModelNotFound, 404, "model_not_found"),
+    (ImageNotFound, 404, "image_not_found"),
+    (InvalidRequest, 400, None),
+    (EngineFull, 503, None),
+    (DeadlineExceeded, 504, None),
+)
+
 
 def chat_response(
     output: RequestOutput, model_name: str, created: int, form: Form | None = None, *, id: str | None = None
@@ -92,8 +101,13 @@ def embedding_response(
         for index, output in enumerate(outputs)
     ]
     num_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    return list_of(data, num_tokens, model_name, created, id or new_id("embd"))
+
+
+def list_of(data: list[dict[str, Any]], num_tokens: int, model_name: str, created: int, id: str) -> dict[str, Any]:
+    """The body around vectors or scores, of prompts of so many tokens."""
     return {
-        "id": id or new_id("embd"),
+        "id": id,
         "object": "list",
         "created": created,
         "model": model_name,
@@ -104,17 +118,8 @@ def embedding_response(
 
 def error_response(error: VlmfxError) -> tuple[int, dict[str, Any]]:
     """(HTTP status, the body) of a request that failed: 400 where the request is at fault, 404 where it names what is not there."""
-    kinds = (
-        (ModelNotFound, 404),
-        (ImageNotFound, 404),
-        (InvalidRequest, 400),
-        (EngineFull, 503),
-        (DeadlineExceeded, 504),
-    )
-    status = next((number for kind, number in kinds if isinstance(error, kind)), 500)
+    status, code = next(((status, code) for kind, status, code in KINDS if isinstance(error, kind)), (500, None))
     param = error.field if isinstance(error, InvalidRequest) else None
-    codes = ((ModelNotFound, "model_not_found"), (ImageNotFound, "image_not_found"))
-    code = next((code for kind, code in codes if isinstance(error, kind)), None)
     return status, error_body(str(error), status, param=param, code=code)
 
 

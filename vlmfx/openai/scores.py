@@ -11,7 +11,7 @@ from vlmfx.engine.fields import refuse
 from vlmfx.errors import InvalidRequest
 from vlmfx.openai.fields import checked
 from vlmfx.openai.requests import MAX_PROMPTS
-from vlmfx.openai.responses import new_id
+from vlmfx.openai.responses import list_of, new_id
 
 SIDES = (("text_1", "text_2"), ("queries", "documents"))
 BESIDE = ("mm_processor_kwargs", "media_io_kwargs", "chat_template")
@@ -50,14 +50,7 @@ def score_response(
 ) -> dict[str, Any]:
     """The body of scores, in order; num_tokens: of all prompts, each counted once."""
     data = [{"index": i, "object": "score", "score": output.outputs.score} for i, output in enumerate(outputs)]
-    return {
-        "id": id or new_id("score"),
-        "object": "list",
-        "created": created,
-        "model": model_name,
-        "data": data,
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0},
-    }
+    return list_of(data, num_tokens, model_name, created, id or new_id("score"))
 
 
 def _side(name: str, given: Any, beside: Mapping[str, Any]) -> list[dict[str, Any]]:

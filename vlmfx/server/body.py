@@ -96,7 +96,11 @@ class Bodies:
 
 async def read_json(request: Request, bodies: Bodies, pool: ThreadPoolExecutor, read: Callable[[Any], T]) -> T:
     """read(what the body of a request says), in a thread where it is not small. Raises as `Bodies.read` and read do, and InvalidRequest."""
-    text = await bodies.read(request)
+    return await parsed_in(pool, await bodies.read(request), read)
+
+
+async def parsed_in(pool: ThreadPoolExecutor, text: bytes, read: Callable[[Any], T]) -> T:
+    """read(what a JSON text says), in a thread where it is not small. Raises as read does, and InvalidRequest."""
     if len(text) <= SMALL:
         return read(parsed(text))
     return await asyncio.get_running_loop().run_in_executor(pool, lambda: read(parsed(text)))

@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import Request, Response
 
 from vlmfx.engine.embedding import score_of
-from vlmfx.engine.pooler import check_dimensions
 from vlmfx.openai.requests import EmbeddingRequest, embedding_request
 from vlmfx.openai.responses import embedding_response
 from vlmfx.openai.scores import ScoreRequest, score_request, score_response
@@ -60,9 +59,7 @@ async def score(service: Service, request: Request) -> Response:
 
 def _embedding(service: Service, body: Any) -> tuple[dict[str, Any], EmbeddingRequest]:
     service.check(body, EMBEDDINGS, "embed")
-    asked = embedding_request(body)
-    check_dimensions(service.engine.engine.model, asked.dimensions)
-    return body, asked
+    return body, embedding_request(body)
 
 
 def _score(service: Service, body: Any) -> tuple[dict[str, Any], ScoreRequest]:

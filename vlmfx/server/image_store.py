@@ -98,7 +98,7 @@ class ImageStore:
         """An image by its id or one of its names, used now. reads: it is kept until `release`, and counted as asked for."""
         with self._lock:
             now = self._expire()
-            image = self._images.get(owner, {}).get(name) or self._named.get((owner, name))
+            image = self._known(owner, name)
             if reads:
                 self.num_queries += 1
                 self.num_hits += image is not None
@@ -118,10 +118,14 @@ class ImageStore:
         """The image that is there no more; None where it was not."""
         with self._lock:
             self._expire()
-            image = self._images.get(owner, {}).get(name) or self._named.get((owner, name))
+            image = self._known(owner, name)
             if image is not None:
                 self._drop(image)
             return image
+
+    def _known(self, owner: bytes, name: str) -> StoredImage | None:
+        """By its id, or one of its names."""
+        return self._images.get(owner, {}).get(name) or self._named.get((owner, name))
 
     def _expire(self) -> float:
         now = self._clock()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,13 +12,13 @@ from vlmfx.errors import ImageNotFound, InvalidRequest, shown
 from vlmfx.openai.fields import checked
 from vlmfx.processing.images import loaded
 from vlmfx.processing.media import fetch
-from vlmfx.server.body import parsed
+from vlmfx.server.body import parsed_in
 from vlmfx.server.calls import Call, call_of
 from vlmfx.server.errors import HttpError
 from vlmfx.server.image_parts import stored
 from vlmfx.server.image_store import ENTRY_BYTES, StoredImage
-from vlmfx.server.replies import json_reply
-from vlmfx.server.service import Service
+from vlmfx.server.replies import json_reply, reply
+from vlmfx.server.service import Service, is_fetched
 from vlmfx.server.stream import unless_gone
 
 TYPES = ("application/json", "image/")
@@ -33,12 +31,12 @@ async def put(service: Service, request: Request) -> Response:
         raise HttpError(404, message, code="images_not_stored")
     body = await service.bodies.read(request, TYPES)
     is_json = request.headers["content-type"].lower().startswith("application/json")
-    url = _url(parsed(body)) if is_json else None
-    pool: Any = service.working if url is None or url[:5].lower() == "data:" else service.fetching
-    make: Callable[[], StoredImage] = partial(_kept, service, call_of(request.scope), body if url is None else url)
-    image = await unless_gone(request.receive, asyncio.get_running_loop().run_in_executor(pool, make))
-    assert image is not None
-    return json_reply(_described(service, image))
+    given = await parsed_in(service.working, body, _url) if is_json else body
+    fetches = isinstance(given, str) and is_fetched(given)
+    make = partial(_kept, service, call_of(request.scope), given)
+    response = await unless_gone(request.receive, reply(lambda: _described(service, make()), service.pool(fetches)))
+    assert response is not None
+    return response
 
 
 async def get(service: Service, request: Request) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Any
 
 import orjson
@@ -22,7 +22,7 @@ def json_reply(body: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, media_type="application/json")
 
 
-async def reply(body: Callable[[], Any], pool: ThreadPoolExecutor | None) -> Response:
+async def reply(body: Callable[[], Any], pool: Executor | None) -> Response:
     """What body gives, as JSON; made in a thread of pool where there is one."""
     if pool is None:
         return json_reply(body())

@@ -129,8 +129,12 @@ class Service:
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], wants_all: bool = True
     ) -> AsyncGenerator[list[Event], None]:
         """As `AsyncEngine.events`."""
-        pool: Executor = self.fetching if any(map(names_urls, prompts)) else self.working
+        pool = self.pool(any(map(names_urls, prompts)))
         return self.engine.events(make, len(prompts), pool, wants_all=wants_all)
+
+    def pool(self, fetches: bool) -> Executor:
+        """The threads for work that may fetch from elsewhere, or may not."""
+        return self.fetching if fetches else self.working
 
     async def outputs(
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], call: Call
@@ -189,6 +193,11 @@ def names_urls(prompt: dict[str, Any]) -> bool:
             parts += [item for key, item in value.items() if key not in ("text", "type")]
         elif isinstance(value, list):
             parts += value
-        elif isinstance(value, str) and URL.match(value) and value[:5].lower() != "data:":
+        elif isinstance(value, str) and URL.match(value) and is_fetched(value):
             return True
     return False
+
+
+def is_fetched(url: str) -> bool:
+    """Whether what a URL names is elsewhere, and not in itself."""
+    return url[:5].lower() != "data:"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
@@ -13,7 +11,7 @@ from vlmfx.openai.tokens import TokenizeRequest, detokenize_request, tokenize_re
 from vlmfx.processing.prompt import plan
 from vlmfx.server.body import read_json
 from vlmfx.server.calls import Call, call_of
-from vlmfx.server.replies import json_reply
+from vlmfx.server.replies import reply
 from vlmfx.server.service import Service, names_urls
 from vlmfx.server.stream import unless_gone
 
@@ -26,10 +24,10 @@ async def tokenize(service: Service, request: Request) -> Response:
         return tokenize_request(body)
 
     asked = await read_json(request, service.bodies, service.working, read)
-    pool: Executor = service.fetching if names_urls(asked.prompt) else service.working
-    work = asyncio.get_running_loop().run_in_executor(pool, partial(_tokenized, service, asked, call_of(request.scope)))
-    body = await unless_gone(request.receive, work)
-    return json_reply(body)
+    made = partial(_tokenized, service, asked, call_of(request.scope))
+    response = await unless_gone(request.receive, reply(made, service.pool(names_urls(asked.prompt))))
+    assert response is not None
+    return response
 
 
 async def detokenize(service: Service, request: Request) -> Response:
@@ -41,8 +39,7 @@ async def detokenize(service: Service, request: Request) -> Response:
 
     ids = await read_json(request, service.bodies, service.working, read)
     decode = partial(service.processor.tokenizer.decode, ids, skip_special_tokens=False)
-    text = await asyncio.get_running_loop().run_in_executor(service.working, decode)
-    return json_reply({"prompt": text})
+    return await reply(lambda: {"prompt": decode()}, service.working)
 
 
 def _tokenized(service: Service, asked: TokenizeRequest, call: Call) -> dict[str, Any]:
