@@ -16,6 +16,7 @@ from packaging.version import Version
 from torch import Tensor
 
 import vlmfx.ops
+from tests.ops import emulated
 from vlmfx.ops.registry import Op
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None and Version(version("triton")) >= Version("3.6")
@@ -61,16 +62,22 @@ def kernels_of(op: Op) -> list[Any]:
         found.append(Kernel(op, "triton-interpreted", "cpu", op.kernel("cuda")))
     if "cuda" in op.kernels and HAS_TRITON and torch.cuda.is_available():
         found.append(Kernel(op, "triton-cuda", "cuda", op.kernel("cuda")))
+    if not torch.cuda.is_available():
+        found.append(Kernel(op, "mlu-emulated", "cpu", emulated.kernel(op)))
     if not found and not HAS_TRITON:
         return [pytest.param(None, id="old-triton", marks=OLD_TRITON)]
-    return [pytest.param(k, id=k.name) for k in found] or [pytest.param(None, id="no-kernel")]
+    return [pytest.param(k, id=k.name, marks=_marks(k)) for k in found] or [pytest.param(None, id="no-kernel")]
+
+
+def _marks(kernel: Kernel) -> list[Any]:
+    return [emulated.NO_COMPILER] if kernel.name == "mlu-emulated" and not emulated.HAS_COMPILER else []
 
 
 @dataclass(frozen=True)
 class Mutant:
     """A kernel file with one line made wrong: `old`, which stands there exactly once, is `new`."""
 
-    module: str  # below vlmfx/ops, as "triton/rms_norm.py"
+    module: str  # below vlmfx/ops, as "triton/rms_norm.py" or "mlu/kernels/rms_norm.mlu"
     old: str
     new: str
 
@@ -82,8 +89,11 @@ class Mutant:
         original = Path(vlmfx.ops.__path__[0]) / self.module
         source = original.read_text(encoding="utf-8")
         assert source.count(self.old) == 1, f"{self.module} must hold once: {self.old}"
-        path = folder / f"mutant_{original.name}"
+        is_mlu = original.suffix == ".mlu"  # whose name is that of its C entry
+        path = folder / (original.name if is_mlu else f"mutant_{original.name}")
         path.write_text(source.replace(self.old, self.new), encoding="utf-8")
+        if is_mlu:
+            return Kernel(op, "mutant", "cpu", emulated.mutant(op, path))
         spec = importlib.util.spec_from_file_location(f"mutant_{original.stem}", path)
         assert spec is not None
         assert spec.loader is not None

@@ -23,6 +23,8 @@ MUTANTS = [
     Mutant("triton/add_rms_norm.py", "(row, R_INNER, R_OUTER, R_STRIDE)", "(row, R_INNER, R_OUTER, 0)"),
     Mutant("triton/add_rms_norm.py", "v32 = added.to", "v32 = a.to"),
     Mutant("triton/add_rms_norm.py", "/ HIDDEN + eps", "/ BLOCK + eps"),
+    Mutant("mlu/kernels/rms_norm.mlu", "added + half_of, input + half_of", "input + half_of, input + half_of"),
+    Mutant("mlu/kernels/rms_norm.mlu", "sum + half_of, row_bytes, NRAM2GDRAM", "added + half_of, row_bytes, NRAM2GDRAM"),
 ]
 HALF = settings(max_examples=50)
 
@@ -46,6 +48,12 @@ def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
         assert torch.equal(total, right)
     assert normed.is_contiguous()
     assert total.is_contiguous()
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """A prefill of 512 tokens of Qwen2-VL-7B, and what the kernel's count by hand names."""
+    x, residual = (normal(i, 512, 3584, dtype=torch.float16) for i in range(2))
+    return (x, residual, normal(2, 3584, dtype=torch.float16), 1e-6), {"rows": 512, "hidden": 3584, "residual": 1}
 
 
 @pytest.mark.parametrize("kernel", kernels_of(OP))

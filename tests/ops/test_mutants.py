@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 import vlmfx.ops
-from tests.ops import kernels
+from tests.ops import emulated, kernels
 from tests.ops.kernels import Mutant
+from vlmfx.ops.mlu.emu import build
 
 HERE = Path(__file__).parent
 MODULES: list[ModuleType] = [importlib.import_module(f"tests.ops.{path.stem}") for path in sorted(HERE.glob("test_*.py"))
@@ -23,6 +24,7 @@ MUTANTS = [pytest.param(m, mutant, id=f"{m.OP.name}: {mutant}") for m in MODULES
 COPIES = {
     f"{m.OP.name}: {mutant.module}": (m, replace(mutant, new=mutant.old)) for m in MODULES for mutant in m.MUTANTS
 }
+MUTATED = {mutant.module for module in MODULES for mutant in module.MUTANTS}
 FEW = settings(
     max_examples=100,
     database=None,
@@ -39,14 +41,17 @@ def cases_of(module: ModuleType) -> Any:
     return getattr(module, "telling_cases", module.cases)
 
 
-ONLY_INTERPRETED = pytest.mark.skipif(
-    not kernels.IS_INTERPRETED, reason="mutants run in Triton's interpreter, which is off where there is a GPU"
-)
+def skip_unless_it_runs(mutant: Mutant) -> None:
+    if mutant.module.endswith(".mlu"):
+        if not emulated.HAS_COMPILER:
+            pytest.skip("the emulator of MLU370 needs g++, which is not here")
+    elif not kernels.IS_INTERPRETED:
+        pytest.skip("mutants run in Triton's interpreter, which is off where there is a GPU")
 
 
-@ONLY_INTERPRETED
 @pytest.mark.parametrize(("module", "mutant"), MUTANTS)
 def test_a_mutant_is_noticed(module: Any, mutant: Mutant, tmp_path: Path):
+    skip_unless_it_runs(mutant)
     kernel = mutant.load(tmp_path, module.OP)
 
     @FEW
@@ -59,11 +64,11 @@ def test_a_mutant_is_noticed(module: Any, mutant: Mutant, tmp_path: Path):
         run()
 
 
-@ONLY_INTERPRETED
 @pytest.mark.parametrize("copy", COPIES)
 def test_a_copy_without_a_change_passes(copy: str, tmp_path: Path):
     """Else mutants could be noticed because a copied file does not run."""
     module, unchanged = COPIES[copy]
+    skip_unless_it_runs(unchanged)
     kernel = unchanged.load(tmp_path, module.OP)
 
     @settings(FEW, max_examples=5)
@@ -78,6 +83,11 @@ def test_every_triton_kernel_has_mutants():
     """Of the files that launch one, which is a function of the file's name; steps that kernels share are tested through them."""
     paths = (Path(vlmfx.ops.__path__[0]) / "triton").glob("*.py")
     files = {f"triton/{path.name}" for path in paths if f"\ndef {path.stem}(" in path.read_text(encoding="utf-8")}
-    mutated = {mutant.module for module in MODULES for mutant in module.MUTANTS}
     assert files
-    assert files <= mutated
+    assert files <= MUTATED
+
+
+def test_every_mlu_kernel_has_mutants():
+    files = {f"mlu/kernels/{path.name}" for path in build.KERNELS.glob("*.mlu")}
+    assert files
+    assert files <= MUTATED

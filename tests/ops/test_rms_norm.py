@@ -23,6 +23,11 @@ MUTANTS = [
     Mutant("triton/rms_norm.py", "(row, INNER, OUTER_STRIDE, INNER_STRIDE)", "(row, INNER, OUTER_STRIDE, 0)"),
     Mutant("triton/rms_norm.py", "/ HIDDEN + eps", "/ HIDDEN"),
     Mutant("triton/rms_norm.py", "/ HIDDEN + eps", "/ BLOCK + eps"),
+    Mutant("mlu/kernels/rms_norm.mlu", "padded) / hidden;", "padded) / padded;"),
+    Mutant("mlu/kernels/rms_norm.mlu", "sqrtf(mean + eps)", "sqrtf(mean)"),
+    Mutant("mlu/kernels/rms_norm.mlu", "  __bang_write_value(input, 2 * tile, (T)0);", ""),
+    Mutant("mlu/kernels/rms_norm.mlu", "step < mine + 2; ++step", "step < mine + 1; ++step"),
+    Mutant("mlu/kernels/rms_norm.mlu", "const int first = (step * taskDim + taskId) * tile_rows", "const int first = (step * taskDim) * tile_rows"),
 ]  # fmt: skip
 
 
@@ -39,6 +44,12 @@ def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
     out = kernel(*case)
     assert_equal(OP, out, reference(*case))
     assert out.is_contiguous()
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """A prefill of 512 tokens of Qwen2-VL-7B, and what the kernel's count by hand names."""
+    x, weight = normal(0, 512, 3584, dtype=torch.float16), normal(1, 3584, dtype=torch.float16)
+    return (x, weight, 1e-6), {"rows": 512, "hidden": 3584, "residual": 0}
 
 
 @pytest.mark.parametrize("kernel", kernels_of(OP))

@@ -1,0 +1,29 @@
+#include "bang_state.h"
+
+#include <cstring>
+
+namespace bang_emu {
+State &state() {
+  static State the_state;
+  return the_state;
+}
+}  // namespace bang_emu
+
+using bang_emu::state;
+
+#define API __attribute__((visibility("default")))
+
+API void bang_emu_options(uint64_t seed, int cores, int is_strict) {
+  state().options = {seed, cores, is_strict != 0};
+  state().order.seed(seed);
+  state().counters = {};
+}
+
+API void bang_emu_forget() { state().tensors.clear(); }
+
+API void bang_emu_register(const void *data, size_t size, int is_writable) {
+  const uintptr_t at = (uintptr_t)data;
+  if (size) state().tensors.push_back({{at, at + size}, is_writable != 0});
+}
+
+API void bang_emu_counters(int64_t out[6]) { memcpy(out, &state().counters, sizeof(bang_emu::Counters)); }

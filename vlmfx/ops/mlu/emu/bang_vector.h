@@ -1,0 +1,111 @@
+// The vector intrinsics, by the device's names and with its order of arguments. Sources are not const, as in older headers.
+#pragma once
+
+template <typename T>
+void __bang_write_value(T *d, int n, T v) {
+  emu::out("__bang_write_value", d, n);
+  emu::spend(n * sizeof(T));
+  std::fill(d, d + n, v);
+}
+
+#define BANG_EMU_BINARY(NAME, EXPR)                                      \
+  template <typename T>                                                  \
+  void NAME(T *d, T *a, T *b, int n) {                                   \
+    emu::binary(#NAME, d, a, b, n, [](T x, T y) -> T { return EXPR; });  \
+  }
+BANG_EMU_BINARY(__bang_add, x + y)
+BANG_EMU_BINARY(__bang_sub, x - y)
+BANG_EMU_BINARY(__bang_mul, x *y)
+BANG_EMU_BINARY(__bang_maxequal, x > y ? x : y)
+BANG_EMU_BINARY(__bang_minequal, x < y ? x : y)
+BANG_EMU_BINARY(__bang_eq, T(x == y))
+BANG_EMU_BINARY(__bang_gt, T(x > y))
+BANG_EMU_BINARY(__bang_ge, T(x >= y))
+BANG_EMU_BINARY(__bang_lt, T(x < y))
+BANG_EMU_BINARY(__bang_le, T(x <= y))
+
+#define BANG_EMU_SCALAR(NAME, EXPR)                                  \
+  template <typename T>                                              \
+  void NAME(T *d, T *a, T y, int n) {                                \
+    emu::unary(#NAME, d, a, n, [y](T x) -> T { return EXPR; });      \
+  }
+BANG_EMU_SCALAR(__bang_add_scalar, x + y)
+BANG_EMU_SCALAR(__bang_sub_scalar, x - y)
+BANG_EMU_SCALAR(__bang_mul_scalar, x *y)
+BANG_EMU_SCALAR(__bang_eq_scalar, T(x == y))
+BANG_EMU_SCALAR(__bang_gt_scalar, T(x > y))
+BANG_EMU_SCALAR(__bang_ge_scalar, T(x >= y))
+BANG_EMU_SCALAR(__bang_lt_scalar, T(x < y))
+BANG_EMU_SCALAR(__bang_le_scalar, T(x <= y))
+
+#define BANG_EMU_CYCLE(NAME, EXPR)                                         \
+  template <typename T>                                                    \
+  void NAME(T *d, T *a, T *b, int n, int m) {                              \
+    emu::cycle(#NAME, d, a, b, n, m, [](T x, T y) -> T { return EXPR; });  \
+  }
+BANG_EMU_CYCLE(__bang_cycle_add, x + y)
+BANG_EMU_CYCLE(__bang_cycle_sub, x - y)
+BANG_EMU_CYCLE(__bang_cycle_mul, x *y)
+
+#define BANG_EMU_UNARY(NAME, EXPR)                                              \
+  BANG_EMU_FUNC void NAME(float *d, float *s, int n) {                          \
+    emu::unary(#NAME, d, s, n, [](float x) -> float { return EXPR; });          \
+  }
+BANG_EMU_UNARY(__bang_pow2, exp2f(x))
+BANG_EMU_UNARY(__bang_log2, log2f(x))
+BANG_EMU_UNARY(__bang_recip, 1.f / x)
+BANG_EMU_UNARY(__bang_sqrt, sqrtf(x))
+BANG_EMU_UNARY(__bang_square, x *x)
+BANG_EMU_UNARY(__bang_abs, fabsf(x))
+
+BANG_EMU_FUNC void __bang_half2float(float *d, half *s, int n) {
+  emu::unary("__bang_half2float", d, s, n, [](half x) -> float { return x; });
+}
+BANG_EMU_FUNC void __bang_float2half_rn(half *d, float *s, int n) {
+  emu::unary("__bang_float2half_rn", d, s, n, [](float x) -> half { return (half)x; });
+}
+
+// [rows, cols] -> [cols, rows]; before 3xx both dimensions had to be a multiple of 64 bytes
+template <typename T>
+void __bang_transpose(T *d, T *s, int rows, int cols) {
+  const char *op = "__bang_transpose";
+  if (emu::state().options.is_strict && (rows * sizeof(T) % 64 || cols * sizeof(T) % 64))
+    emu::fail("%s: %dx%d: each dimension must be a multiple of 64 bytes", op, rows, cols);
+  const size_t n = (size_t)rows * cols;
+  emu::in(op, s, n);
+  emu::out(op, d, n);
+  emu::alias(op, d, n * sizeof(T), s, n * sizeof(T), false);
+  emu::spend(n * sizeof(T));
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < cols; ++j) d[j * rows + i] = s[i * cols + j];
+}
+
+// Each 128 bytes of src are summed into the first element of those of dst, whose others are undefined: poison here.
+BANG_EMU_FUNC void __bang_reduce_sum(float *d, float *s, int n) {
+  const char *op = "__bang_reduce_sum";
+  emu::in(op, s, n, 128);
+  emu::out(op, d, n, 128);
+  emu::alias(op, d, n * 4, s, n * 4, true);
+  emu::spend(n * 4);
+  for (int i = 0; i < n; i += 32) {
+    float sum = 0;
+    for (int j = 0; j < 32; ++j) sum += s[i + j];
+    emu::poison(emu::range(d + i, 128));
+    d[i] = sum;
+  }
+}
+
+// d[0] = the maximum, ((unsigned *)d)[1] = the index of the first of them; d holds 128 bytes
+BANG_EMU_FUNC void __bang_argmax(float *d, float *s, int n) {
+  const char *op = "__bang_argmax";
+  emu::in(op, s, n);
+  emu::out(op, d, 32);
+  emu::alias(op, d, 128, s, n * 4, false);
+  emu::spend(n * 4);
+  int best = 0;
+  for (int i = 1; i < n; ++i)
+    if (s[i] > s[best]) best = i;
+  emu::poison(emu::range(d, 128));
+  d[0] = s[best];
+  ((unsigned *)d)[1] = best;
+}
