@@ -59,8 +59,8 @@ def decode_inputs(cfg: qwen2_vl.Qwen2VLConfig, batch: int, context: int, device:
     slots = table[:, (context - 1) // BLOCK_SIZE] * BLOCK_SIZE + (context - 1) % BLOCK_SIZE
     work = None
     if device.type == "cuda":
-        num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-        items = decode_work([context] * batch, num_items_for(batch, cfg.text.num_kv_heads, num_sms), tile=TILE)
+        num_cores = torch.cuda.get_device_properties(device).multi_processor_count
+        items = decode_work([context] * batch, num_items_for(batch, cfg.text.num_kv_heads, num_cores), tile=TILE)
         work = DecodeWork(*(part.to(device) for part in items))
     return Step(
         ids=torch.arange(7, 7 + batch, device=device),

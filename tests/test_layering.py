@@ -20,7 +20,7 @@ server | llm + offline + options
 parity | doctor | export + export_jobs | openai
 engine
 checkpoint + hub
-weight_files | pooling_config
+weight_files | pooling_config | float16_range
 processing | compile
 models
 ops

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -18,12 +18,14 @@ from vlmfx.compile.bundle import read as read_bundle
 from vlmfx.compile.executor import EagerExecutor
 from vlmfx.compile.kernels import install
 from vlmfx.compile.programs import ProgramSet
-from vlmfx.device import DTYPES, resolve_device, resolve_dtype
+from vlmfx.device import DTYPES, is_auto, resolve_device, resolve_dtype
 from vlmfx.errors import CheckpointError, InvalidRequest, UnsupportedModel, shown
+from vlmfx.float16_range import dtype_on_mlu
 from vlmfx.folder import is_bundle, read_json
 from vlmfx.hub import resolve
 from vlmfx.models.pooling import Pooling
 from vlmfx.models.validate import CONFIG, PREPROCESSOR, refuse, section
+from vlmfx.ops import mlu
 from vlmfx.pooling_config import load_pooling
 from vlmfx.processing.chat import load_chat_template
 from vlmfx.processing.prompt import Processor, with_options
@@ -116,6 +118,8 @@ def blueprint(
     folder, hf, family, config = _read_config(model, revision, hf_token)
     functions = importlib.import_module(f"vlmfx.models.{family}")
     target = resolve_device(device)
+    if target.type == "mlu":
+        mlu.load()
     programs = ProgramSet(
         functions=functions,
         config=config,
@@ -176,6 +180,8 @@ def load(
         ignored=lambda name: name in unwanted or programs.functions.is_unused(config, name),
     )
     with files:
+        if programs.device.type == "mlu" and programs.dtype == torch.float16:
+            programs = replace(programs, dtype=dtype_on_mlu(plan.specs, files.read, is_auto=is_auto(dtype)))
         params = weights.load(plan.specs, files.read, dtype=programs.dtype, device=programs.device)
     return Model(
         name=str(model),

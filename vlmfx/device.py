@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from vlmfx.errors import DeviceError
@@ -49,17 +51,36 @@ def _device_count(kind: str) -> int:
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: torch.dtype) -> torch.dtype:
-    """The compute dtype; None or "auto" is the checkpoint's own on CUDA and float32 elsewhere.
+    """The compute dtype; None or "auto" is the checkpoint's own on CUDA, float32 on the CPU, and on an MLU, which has no bfloat16,
+    float16 for a checkpoint of 16 bits.
 
-    Raises DeviceError for a name that is not one of float32, float16, bfloat16 (or a short form of these)."""
-    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
-        return dtype
-    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
+    Raises DeviceError for a name that is not one of float32, float16, bfloat16 (or a short form of these), or that the device lacks."""
+    if is_auto(dtype):
+        if device.type == "mlu":
+            return torch.float32 if stored == torch.float32 else torch.float16
         return stored if device.type == "cuda" else torch.float32
-    name = ALIASES.get(dtype, dtype) if isinstance(dtype, str) else None
-    if name is None or name not in DTYPES:
+    name = ALIASES.get(dtype, dtype) if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
         raise DeviceError(f'dtype is "{dtype}" but must be "auto" or one of {", ".join(DTYPES)}; choose one of these.')
+    if device.type == "mlu" and DTYPES[name] == torch.bfloat16:
+        raise DeviceError('dtype is "bfloat16", which an MLU370 does not have; use "auto", "float16" or "float32".')
     return DTYPES[name]
+
+
+def is_auto(dtype: str | torch.dtype | None) -> bool:
+    """Whether the dtype is left to us."""
+    return dtype is None or (isinstance(dtype, str) and dtype == "auto")
+
+
+def accelerator(device: torch.device) -> Any:
+    """torch.cuda, or torch.mlu, in which the same names mean the same; None for another device."""
+    return getattr(torch, device.type) if device.type in ("cuda", "mlu") else None
+
+
+def num_cores(device: torch.device) -> int | None:
+    """The cores among which a launch is shared out: SMs of a GPU, cores of an MLU; None for another device."""
+    api = accelerator(device)
+    return None if api is None else int(api.get_device_properties(device).multi_processor_count)
 
 
 def _has_mlu() -> bool:

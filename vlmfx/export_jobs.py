@@ -30,6 +30,7 @@ from vlmfx.compile.memory import available_bytes
 from vlmfx.compile.package import load
 from vlmfx.compile.programs import Sampling, choose
 from vlmfx.compile.stages import jit
+from vlmfx.device import num_cores
 from vlmfx.errors import CompileError, VlmfxError, reason_of
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.ops.token_logprobs import token_logprobs
@@ -189,8 +190,9 @@ def arguments(job: Job) -> tuple[list[Tree], Tree]:
     """Abstract parameters, and cache where the program has one; and its inputs on the host."""
     blueprint, example = opened(job)
     programs, device, layout = blueprint.programs, torch.device(job.device), job.layout
-    num_sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None
-    inputs = bucket_inputs(programs, job.name, job.size, plan=job.plan, layout=layout, example=example, num_sms=num_sms)
+    inputs = bucket_inputs(
+        programs, job.name, job.size, plan=job.plan, layout=layout, example=example, num_cores=num_cores(device)
+    )
     bound = [blueprint.params]
     if job.has_cache:
         text, blocks = programs.config.text, (layout.num_blocks, layout.block_size)

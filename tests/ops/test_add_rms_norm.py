@@ -24,7 +24,9 @@ MUTANTS = [
     Mutant("triton/add_rms_norm.py", "v32 = added.to", "v32 = a.to"),
     Mutant("triton/add_rms_norm.py", "/ HIDDEN + eps", "/ BLOCK + eps"),
     Mutant("mlu/kernels/rms_norm.mlu", "added + half_of, input + half_of", "input + half_of, input + half_of"),
-    Mutant("mlu/kernels/rms_norm.mlu", "sum + half_of, row_bytes, NRAM2GDRAM", "added + half_of, row_bytes, NRAM2GDRAM"),
+    Mutant(
+        "mlu/kernels/rms_norm.mlu", "sum + half_of, row_bytes, NRAM2GDRAM", "added + half_of, row_bytes, NRAM2GDRAM"
+    ),
 ]
 HALF = settings(max_examples=50)
 

@@ -27,7 +27,7 @@ MUTANTS = [
     Mutant("mlu/kernels/rms_norm.mlu", "sqrtf(mean + eps)", "sqrtf(mean)"),
     Mutant("mlu/kernels/rms_norm.mlu", "  __bang_write_value(input, 2 * tile, (T)0);", ""),
     Mutant("mlu/kernels/rms_norm.mlu", "step < mine + 2; ++step", "step < mine + 1; ++step"),
-    Mutant("mlu/kernels/rms_norm.mlu", "const int first = (step * taskDim + taskId) * tile_rows", "const int first = (step * taskDim) * tile_rows"),
+    Mutant("mlu/kernels/rms_norm.mlu", "first = (step * taskDim + taskId) * tile_rows", "first = (step * taskDim) * tile_rows"),
 ]  # fmt: skip
 
 

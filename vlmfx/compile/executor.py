@@ -16,6 +16,7 @@ from torch import Tensor
 from vlmfx.compile.buckets import Plan
 from vlmfx.compile.layout import CacheLayout, empty_cache
 from vlmfx.compile.programs import ProgramSet, Step, choose
+from vlmfx.device import accelerator
 from vlmfx.errors import PlanError
 from vlmfx.models.layers import Cache
 from vlmfx.models.vision_inputs import VisionInputs
@@ -201,17 +202,19 @@ def _cache_bytes(executor: Executor) -> int:
 
 
 def moved(inputs: Tree, device: torch.device) -> Any:
-    """The tensors of a tree on a device. To a GPU they go by way of pinned memory, for which nothing that runs there is waited."""
+    """The tensors of a tree on a device. To a GPU or MLU they go by way of pinned memory, for which nothing that runs there is waited."""
+    is_apart = accelerator(device) is not None
 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        is_upload = device.type == "cuda" and leaf.device.type == "cpu"
+        is_upload = is_apart and leaf.device.type == "cpu"
         return leaf.contiguous().pin_memory().to(device, non_blocking=True) if is_upload else leaf.to(device)
 
     return tree_map(move, inputs)
 
 
 def _reserved(device: torch.device) -> int:
-    """Bytes that torch's allocator holds on a GPU."""
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+    """Bytes that torch's allocator holds on a GPU or MLU."""
+    api = accelerator(device)
+    return 0 if api is None else int(api.memory_reserved(device))

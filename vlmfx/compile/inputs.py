@@ -24,15 +24,15 @@ def bucket_inputs(
     plan: Plan,
     layout: CacheLayout,
     example: VisionInputs,
-    num_sms: int | None = None,
+    num_cores: int | None = None,
 ) -> Tree:
     """VisionInputs of encode, or the Step of another program, for bucket `size`, on the host.
 
-    example: pixels of any image as the family's processing makes them. num_sms: of the GPU that decodes, None for none."""
+    example: pixels of any image as the family's processing makes them. num_cores: of the device that decodes, None for none."""
     if name == "encode":
         return pad_vision(_empty(example), size, plan.max_segments, programs.config.vision.patch_size)
     if name == "decode":
-        return _decode(programs, size, layout, num_sms)
+        return _decode(programs, size, layout, num_cores)
     return _prefill(programs, size, plan, layout if name == "prefill" else None)
 
 
@@ -54,7 +54,7 @@ def _prefill(programs: ProgramSet, size: int, plan: Plan, layout: CacheLayout | 
     return _with_extras(programs, pad_prefill(inputs, size, plan.max_seqs, size), num_new=1)
 
 
-def _decode(programs: ProgramSet, size: int, layout: CacheLayout, num_sms: int | None) -> Step:
+def _decode(programs: ProgramSet, size: int, layout: CacheLayout, num_cores: int | None) -> Step:
     """One sequence, padded."""
     one = torch.zeros(1, dtype=torch.int32)
     inputs = Step(
@@ -65,8 +65,8 @@ def _decode(programs: ProgramSet, size: int, layout: CacheLayout, num_sms: int |
         ),
     )
     inputs = pad_decode(inputs, size)
-    if num_sms is not None:
-        num_items = num_items_for(size, programs.config.text.num_kv_heads, num_sms)
+    if num_cores is not None:
+        num_items = num_items_for(size, programs.config.text.num_kv_heads, num_cores)
         items = torch.full((num_items, 3), -1, dtype=torch.int32)
         work = DecodeWork(items, torch.zeros(size + 1, dtype=torch.int32))
         inputs = replace(inputs, batch=replace(inputs.batch, work=work))

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vlmfx.device import accelerator
 from vlmfx.engine.sampler import Candidates, Scores, sent
 from vlmfx.engine.sequence import Request
 from vlmfx.engine.sequence import Sequence as Text
@@ -36,8 +37,8 @@ class Launched:
             ids[0] if len(ids) == 1 else torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=device)
         )
         self._host, self._event = sent(self.ids), None
-        if device.type == "cuda":
-            self._event = torch.cuda.Event()
+        if (api := accelerator(device)) is not None:
+            self._event = api.Event()
             self._event.record()
 
     @cached_property

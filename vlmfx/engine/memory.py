@@ -11,14 +11,15 @@ from vlmfx.checkpoint import Model
 from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import EagerExecutor
 from vlmfx.compile.layout import BLOCK_SIZE, CacheLayout, bytes_per_token
+from vlmfx.device import accelerator
 from vlmfx.engine.options import EngineOptions
 from vlmfx.engine.warm_up import run_padding
 from vlmfx.errors import DeviceError
 from vlmfx.processing.prompt import example_vision
 
 log = logging.getLogger("vlmfx")
-DEFAULT_BYTES = 4 << 30  # where there is no GPU
-SLACK = 512 << 20  # of a GPU, for what no measurement sees: kernels, libraries, fragments
+DEFAULT_BYTES = 4 << 30  # on a CPU
+SLACK = 512 << 20  # of a GPU or MLU, for what no measurement sees: kernels, libraries, fragments
 
 
 def cache_layout(model: Model, options: EngineOptions, plan: Plan | None) -> CacheLayout:
@@ -29,8 +30,8 @@ def cache_layout(model: Model, options: EngineOptions, plan: Plan | None) -> Cac
         room = options.num_gpu_blocks_override * block_bytes
     elif options.kv_cache_memory_bytes is not None:
         room = options.kv_cache_memory_bytes
-    elif model.device.type == "cuda":
-        room = _room_on_gpu(model, options.gpu_memory_utilization, plan)
+    elif accelerator(model.device) is not None:
+        room = _room_on_device(model, options.gpu_memory_utilization, plan)
     else:
         room = DEFAULT_BYTES
     num_blocks = min(most.num_blocks, room // block_bytes)
@@ -50,24 +51,24 @@ def cache_layout(model: Model, options: EngineOptions, plan: Plan | None) -> Cac
     return layout
 
 
-def _room_on_gpu(model: Model, share: float, plan: Plan | None) -> int:
-    """Bytes of a GPU that are left of a share of it, beside what is there and the largest step of a plan."""
-    peak = 0 if plan is None else step_bytes(model, plan)
-    free, total = torch.cuda.mem_get_info(model.device)
-    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+def _room_on_device(model: Model, share: float, plan: Plan | None) -> int:
+    """Bytes of a GPU's or MLU's memory that are left of a share of it, beside what is there and the largest step of a plan."""
+    peak, api = 0 if plan is None else step_bytes(model, plan), accelerator(model.device)
+    free, total = api.mem_get_info(model.device)
+    free += api.memory_reserved(model.device) - api.memory_allocated(model.device)
     return int(share * total) - (total - free) - peak - SLACK
 
 
 @torch.no_grad()
 def step_bytes(model: Model, plan: Plan) -> int:
-    """What the largest encode, and the largest prefill, take on a GPU beside the weights: the larger of the two, by running both."""
-    programs, device = model.program_set, model.device
+    """What the largest encode, and the largest prefill, take on the device beside the weights: the larger of the two, by running both."""
+    programs, device, api = model.program_set, model.device, accelerator(model.device)
     layout = CacheLayout.of(1, model.max_model_len)
     eager = EagerExecutor(programs, model.params, layout=replace(layout, num_blocks=1))
-    example, before = example_vision(model.processor), torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    example, before = example_vision(model.processor), api.memory_allocated(device)
+    api.reset_peak_memory_stats(device)
     for name in ("encode", "prefill", "pool"):
         if plan.rungs(name):
             run_padding(model, eager, name, plan.rungs(name)[-1], plan, layout, example)
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    api.synchronize(device)
+    return api.max_memory_allocated(device) - before

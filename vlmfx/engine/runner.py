@@ -20,6 +20,7 @@ from vlmfx.compile.executor import Executor, moved
 from vlmfx.compile.layout import CacheLayout
 from vlmfx.compile.padding import pad_decode, pad_prefill, pad_vision
 from vlmfx.compile.programs import Sampling, Step
+from vlmfx.device import num_cores
 from vlmfx.models.layers import Batch, Cache
 from vlmfx.models.vision_inputs import VisionInputs, concat, cumulative
 from vlmfx.ops.paged_decode_attention import TILE, DecodeWork, decode_work, num_items_for
@@ -260,11 +261,11 @@ def _block_table(rows: Sequence[Sequence[int]], layout: CacheLayout, bucket: int
 
 
 def _decode_work(model: Model, context_lens: Sequence[int]) -> DecodeWork | None:
-    """The contexts cut into as many pieces as fill the GPU; a CPU takes them whole."""
-    if model.device.type != "cuda":
+    """The contexts cut into as many pieces as fill the device; a CPU takes them whole."""
+    cores = num_cores(model.device)
+    if cores is None:
         return None
-    num_sms = torch.cuda.get_device_properties(model.device).multi_processor_count
-    num_items = num_items_for(len(context_lens), model.config.text.num_kv_heads, num_sms)
+    num_items = num_items_for(len(context_lens), model.config.text.num_kv_heads, cores)
     return decode_work(context_lens, num_items, tile=TILE)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlmfx.compile.executor import moved
 from vlmfx.compile.programs import Sampling
+from vlmfx.device import accelerator
 from vlmfx.engine.request import SamplingParams
 from vlmfx.errors import ShapeError
 from vlmfx.ops.sample import MAX_VOCAB
@@ -94,8 +95,8 @@ class Scores:
 
 
 def sent(tensor: Tensor) -> Tensor:
-    """The tensor on the host; from a GPU it is on its way, and there once a later event is."""
-    if tensor.device.type != "cuda":
+    """The tensor on the host; from a GPU or MLU it is on its way, and there once a later event is."""
+    if accelerator(tensor.device) is None:
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 

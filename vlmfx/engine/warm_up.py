@@ -13,6 +13,7 @@ from vlmfx.compile.buckets import Plan
 from vlmfx.compile.executor import Executor
 from vlmfx.compile.inputs import bucket_inputs
 from vlmfx.compile.layout import CacheLayout
+from vlmfx.device import num_cores
 from vlmfx.models.vision_inputs import VisionInputs
 from vlmfx.processing.prompt import example_vision
 
@@ -38,9 +39,8 @@ def run_padding(
 
     layout: as long as sequences may get, where the executor's own cache is shorter. example: pixels of any image."""
     device = model.device
-    num_sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None
     inputs: Any = bucket_inputs(
-        model.program_set, name, size, plan=plan, layout=layout, example=example, num_sms=num_sms
+        model.program_set, name, size, plan=plan, layout=layout, example=example, num_cores=num_cores(device)
     )
     if name == "encode":
         executor.encode(inputs)

@@ -94,10 +94,10 @@ def decode_work(context_lens: Sequence[int], num_items: int, *, tile: int, windo
     return DecodeWork(torch.from_numpy(items), torch.from_numpy(offsets))
 
 
-def num_items_for(num_seqs: int, num_kv_heads: int, num_sms: int) -> int:
-    """How many items a launch for num_seqs sequences has: as many as give every SM three programs, which run at once; or where there
-    are more sequences, one each and half a program an SM beside them, for those that are longer than the others."""
-    return max(3 * num_sms // num_kv_heads, num_seqs + num_sms // (2 * num_kv_heads))
+def num_items_for(num_seqs: int, num_kv_heads: int, num_cores: int) -> int:
+    """How many items a launch for num_seqs sequences has: as many as give every core, such as an SM of a GPU, three programs, which run
+    at once; or where there are more sequences, one each and half a program a core beside them, for those that are longer than others."""
+    return max(3 * num_cores // num_kv_heads, num_seqs + num_cores // (2 * num_kv_heads))
 
 
 def reference(

@@ -42,9 +42,10 @@ class Op:
     reference: plain torch, the definition of right, differentiable unless the op mutates. fake: the outputs' shapes and dtypes.
     check: raises ShapeError for inputs the kernels do not take. cost: of the same arguments. cpu: the CPU kernel, where it is not
     the reference. with_grad: what runs where a gradient is wanted, if the reference would be slow. kernels: device type → the
-    module below vlmfx.ops that has a function of the op's name. tolerance: how far a kernel may be from the reference, absolute and
-    relative, by dtype. is_inline: `torch.compile` sees, and fuses, the plain torch of the CPU kernel. traced: plain torch of static
-    shapes that stands for the op on the CPU within `traced_ops`, where the CPU kernel is none that can be traced.
+    module below vlmfx.ops that has a function of the op's name; those of mlu are bound in C++, see ops/mlu. tolerance: how far a kernel
+    may be from the reference, absolute and relative, by dtype. is_inline: `torch.compile` sees, and fuses, the plain torch of the CPU
+    kernel. traced: plain torch of static shapes that stands for the op on the CPU within `traced_ops`, where the CPU kernel is none
+    that can be traced.
 
     On the CPU a plain call skips the dispatcher, which with its two layers of Python costs as much as a small op does."""
 
@@ -193,6 +194,8 @@ def _differentiable(op: Op) -> Callable[..., Any]:
                 raise ShapeError(f"{op.name} writes in place and has no gradient; call it under torch.no_grad().")
             op.checked(*args)
             return op.with_grad(*args)
+        if args[0].device.type == "mlu":  # whose kernels are bound in C++, by ops/mlu/bindings.cpp
+            op.checked(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op.overload(*args)
 

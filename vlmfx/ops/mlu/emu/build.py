@@ -31,6 +31,7 @@ KERNEL = [*CXX, "-O2", "-march=native", "-x", "c++", "-Wall", "-Wextra", "-Werro
 MUTANT = [*CXX, "-O1", "-march=native", "-x", "c++", "-w"]
 WITH_TORCH = [*CXX, "-O0", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
 INCLUDES = [f"-I{HERE}", f"-I{KERNELS}", f"-I{HERE}/include", f"-isystem{TORCH}/include"]
+LINKS = [f"-L{TORCH}/lib", "-ltorch_cpu", "-lc10"]
 
 
 def library() -> Path:
@@ -47,8 +48,16 @@ def library() -> Path:
         ]
         with ThreadPoolExecutor(2) as pool:
             objects = list(pool.map(lambda source: _object(folder, *source), sources))
-        links = ["-shared", f"-L{TORCH}/lib", "-ltorch_cpu", "-lc10"]
-        return _made(folder, "vlmfx_mlu_emu.so", objects, ["g++", *map(str, objects), *links])
+        return _made(folder, "vlmfx_mlu_emu.so", objects, ["g++", "-shared", *map(str, objects), *LINKS])
+
+
+def device() -> Path:
+    """The library of the pretend device, for `emu.device`. Raises CompileError."""
+    folder = _cache()
+    with _locked(folder):
+        source = HERE / "device.cpp"
+        command = [*WITH_TORCH, "-std=c++20", *INCLUDES, "-shared", str(source), *LINKS]
+        return _made(folder, "vlmfx_mlu_device.so", [source], command)
 
 
 def mutant(path: Path, against: Path) -> Path:

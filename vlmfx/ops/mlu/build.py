@@ -1,0 +1,88 @@
+"""Build the kernels for an MLU370: `python -m vlmfx.ops.mlu.build`, on a machine with torch_mlu and cncc. Never done at install time.
+
+The library goes to the user's cache folder, named by the sources and torch's version, where `vlmfx.ops.mlu.load` looks for it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from vlmfx.errors import CompileError
+
+HERE = Path(__file__).parent
+KERNELS = HERE / "kernels"
+ARCH = "mtp_372"
+NAME = "vlmfx_mlu"
+
+
+def sources() -> list[Path]:
+    """What is compiled: the bindings by the host's compiler, the kernels by cncc."""
+    return [HERE / "bindings.cpp", *sorted(KERNELS.glob("*.mlu"))]
+
+
+def library_path() -> Path:
+    """Where the library for these sources and this torch lies, once it is built."""
+    content = hashlib.sha256(torch.__version__.encode())
+    for path in [*sources(), *sorted(KERNELS.glob("*.h"))]:
+        content.update(path.name.encode() + path.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmfx"
+    return cache / f"{NAME}-{content.hexdigest()[:16]}.so"
+
+
+def build() -> Path:
+    """Compile and link, and return the library's path. Raises CompileError, which names what is missing."""
+    if importlib.util.find_spec("torch_mlu") is None:
+        raise CompileError(
+            "the kernels for mlu need torch_mlu, which is not here; install Cambricon's build for this torch (docs/mlu.md)."
+        )
+    neuware = os.environ.get("NEUWARE_HOME")
+    if shutil.which("cncc") is None and not (neuware and (Path(neuware) / "bin" / "cncc").exists()):
+        raise CompileError(
+            "the kernels for mlu need cncc, which is neither on PATH nor in NEUWARE_HOME/bin; install CNToolkit or set NEUWARE_HOME."
+        )
+    from setuptools import Distribution
+    from torch_mlu.utils.cpp_extension import BuildExtension, MLUExtension
+
+    extension = MLUExtension(
+        name=NAME,
+        sources=[str(path) for path in sources()],
+        include_dirs=[str(KERNELS)],
+        extra_compile_args={"cxx": ["-O3", "-std=c++17"], "cncc": ["-O3", f"--bang-mlu-arch={ARCH}", f"-I{KERNELS}"]},
+    )
+    out = library_path()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="vlmfx-mlu-") as folder:
+        work = Path(folder)
+        distribution = Distribution({"name": NAME, "ext_modules": [extension]})
+        distribution.cmdclass["build_ext"] = BuildExtension.with_options(no_python_abi_suffix=True)
+        command = distribution.get_command_obj("build_ext")
+        command.build_lib, command.build_temp = str(work / "lib"), str(work / "temp")
+        try:
+            distribution.run_command("build_ext")
+        except Exception as error:  # setuptools' and ninja's have no common kind
+            raise CompileError(
+                f"the kernels for mlu do not compile: {error}; see what cncc said above, and docs/mlu.md."
+            ) from error
+        shutil.move(str(next((work / "lib").rglob(f"{NAME}*.so"))), out)
+    return out
+
+
+def main() -> int:
+    """Build, and say where the library is or what is missing."""
+    try:
+        print(build())
+    except CompileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
