@@ -1,0 +1,100 @@
+"""Programs on `mlu`: exported for it, and recorded as graphs by a stand-in for torch.mlu.MLUGraph that fails as a capture would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.golden_cases import EVERY
+from vlmfx import LLM, SamplingParams, checkpoint
+from vlmfx.compile import programs
+from vlmfx.compile.argument import spec_of
+from vlmfx.compile.cuda_graph import CapturedProgram
+from vlmfx.compile.stages import jit
+from vlmfx.errors import InvalidRequest
+from vlmfx.tree import leaves
+
+FOLDER = EVERY["qwen2_vl"]
+PROMPTS = ["Some words", "One two three four five six seven " * 9]
+PARAMS = SamplingParams.greedy(max_tokens=8)
+HOST = torch.ones(3)
+
+
+def tokens(llm: LLM) -> list[Any]:
+    return [o.outputs[0].token_ids for o in llm.generate(PROMPTS, PARAMS, use_tqdm=False)]
+
+
+def test_recorded_programs_give_the_tokens_of_plain_ones():
+    options: dict[str, Any] = {"device": "mlu", "dtype": "float32"}
+    recorded = LLM(FOLDER, backend="mlu_graph", max_num_seqs=4, max_num_batched_tokens=256, **options)
+    recorded.warm_up(use_tqdm=False)
+    before = recorded.compiles
+    assert tokens(recorded) == tokens(LLM(FOLDER, device="cpu", dtype="float32"))
+    assert recorded.compiles == before
+
+
+def decode_call() -> tuple[Any, tuple[Any, ...]]:
+    """The decode program of a model on `mlu`, and what the runner gave it."""
+    model = checkpoint.load(FOLDER, device="mlu", dtype="float32")
+    seen: list[Any] = []
+    original = programs.step
+    patch = pytest.MonkeyPatch()
+
+    def remembered(functions: Any, config: Any, *args: Any) -> Any:
+        seen.append(args)
+        return original(functions, config, *args)
+
+    patch.setattr(programs, "step", remembered)
+    LLM(model).generate("Some words", replace(PARAMS, max_tokens=3), use_tqdm=False)
+    patch.undo()
+    return model, seen[-1]
+
+
+def test_the_decode_program_is_exported_for_mlu():
+    model, args = decode_call()
+
+    def run(*args: Any) -> Any:
+        return programs.step(model.functions, model.config, *args)
+
+    with torch.no_grad():
+        lowered = jit(run).lower(*args)
+        ops = {str(node.target) for node in lowered.exported.graph.nodes if "vlmfx" in str(node.target)}
+        assert {"vlmfx.paged_decode_attention.default", "vlmfx.rotary_cache_write.default"} <= ops
+        assert {t.device.type for t in leaves(args) if isinstance(t, Tensor)} == {"mlu"}
+        got, expected = leaves(lowered.compile("eager")(*args)), leaves(run(*args))
+    for mine, right in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine.cpu(), right.cpu(), rtol=0, atol=0)
+
+
+WRONG: dict[str, Callable[[Tensor], Tensor]] = {
+    "a number is read on the host": lambda x: x * x.sum().item(),
+    "a copy from the host": lambda x: x + HOST.to("mlu"),
+    "memory of its own": lambda x: x + torch.zeros(3, device="mlu"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_captured_fails(name: str):
+    x = torch.ones(3, device="mlu")
+    wrong, api = WRONG[name], torch.mlu  # type: ignore[attr-defined]
+    program = CapturedProgram(
+        lambda tensors: [wrong(*tensors)],
+        name="f",
+        specs=[spec_of(x)],
+        fixed=(),
+        device=x.device,
+        api=api,
+        graph=api.MLUGraph,
+    )
+    with pytest.raises(RuntimeError, match="while a graph is captured"):
+        program([x])
+
+
+def test_a_plan_needs_a_backend_that_compiles():
+    with pytest.raises(InvalidRequest, match=r'backend "eager" on mlu compiles nothing'):
+        LLM(FOLDER, device="mlu", dtype="float32", backend="eager", plan={"decode": [1]})  # type: ignore[arg-type]
