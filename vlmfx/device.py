@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ ALIASES = {"float": "float32", "fp32": "float32", "half": "float16", "fp16": "fl
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
-    """The device to run on; None or "auto" is CUDA where there is a GPU, MLU where torch_mlu is loaded, else the CPU.
+    """The device to run on; None or "auto" is CUDA where there is a GPU, MLU where torch_mlu finds one, else the CPU.
 
     Raises DeviceError for a device that is unknown or absent."""
     if device is None or (isinstance(device, str) and device == "auto"):
@@ -84,6 +86,8 @@ def num_cores(device: torch.device) -> int | None:
 
 
 def _has_mlu() -> bool:
-    """True where torch_mlu has registered its device module; importing it is the user's choice."""
-    module = getattr(torch, "mlu", None)
-    return module is not None and module.is_available()
+    """Whether torch_mlu, whose import makes the device, is here and finds one."""
+    if not hasattr(torch, "mlu") and importlib.util.find_spec("torch_mlu") is not None:
+        importlib.import_module("torch_mlu")
+    module: Any = getattr(torch, "mlu", None)
+    return module is not None and bool(module.is_available())

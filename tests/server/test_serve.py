@@ -51,9 +51,9 @@ class Server:
 
 
 @contextmanager
-def served(log: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+def served(log: Path, *arguments: str, device: str = "cpu", **environment: str) -> Iterator[Server]:
     """A server of arguments, once it listens."""
-    command = [sys.executable, "-m", "vlmfx", "serve", *arguments, "--device", "cpu"]
+    command = [sys.executable, "-m", "vlmfx", "serve", *arguments, "--device", device]
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, stderr=stderr, stdout=stderr, env={**ENVIRONMENT, **environment})
     try:
