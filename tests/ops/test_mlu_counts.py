@@ -1,5 +1,7 @@
 """What the kernels of mlu move and compute at the shapes of Qwen2-VL-7B, in half: bytes against what must move, and cycles of the vector
-pipe against the count by hand in the line `// cycles:` of the kernel's file."""
+pipe against the count by hand in the line `// cycles:` of the kernel's file.
+
+`pytest -s` prints the table of docs/mlu.md."""
 
 from __future__ import annotations
 
@@ -14,6 +16,8 @@ from vlmfx.ops.mlu.emu import build
 from vlmfx.ops.registry import Op
 
 MOST_BYTES, MOST_CYCLES = 1.3, 1.5
+# Of an MLU370-X8 as Cambricon/mlu-ops counts: docs/design_docs/points_in_boxes, 307.2 GB/s, and 16 cores of 32 GOps in float32.
+BYTES_A_US, CYCLES_A_US = 307_200, 1_000
 FILES = {"add_rms_norm": "rms_norm"}  # op → file, where they are not called alike
 
 
@@ -40,7 +44,13 @@ def test_a_kernel_moves_and_computes_what_it_must(module: Any):
     emulated.call(op, *args)
     counts, must_move, cycles = emulated.counters(), op.cost(*args).bytes, by_hand(op, numbers)
     moved = counts.read + counts.written
-    print(f"{op.name}: {moved / must_move:.2f} of the bytes, {counts.cycles / cycles:.2f} of the cycles by hand")
+    memory, vectors = moved / BYTES_A_US, counts.longest / CYCLES_A_US
+    print(
+        f"\n| {op.name} | {', '.join(f'{name} {number}' for name, number in numbers.items())} | {moved / 1e6:.2f} | "
+        f"{moved / must_move:.2f} | {counts.longest} | {counts.cycles / cycles:.2f} | {memory:.0f} | {vectors:.0f} | "
+        f"{'memory' if memory > vectors else 'vectors'} |",
+        end="",
+    )
     assert moved <= MOST_BYTES * must_move
     assert counts.cycles <= MOST_CYCLES * cycles
     assert counts.longest * 16 <= 1.5 * counts.cycles + 16 * 64  # shared out evenly among the cores
