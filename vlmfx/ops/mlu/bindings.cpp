@@ -444,7 +444,19 @@ Tensor adjust_logits(const Tensor &logits, const OptionalTensor &mask, const Opt
                                call.in("frequency", frequency), call.in("repetition", repetition), rows, vocab, num_biases, length));
   return out;
 }
+
+Tensor probe(int64_t which, const Tensor &a, const Tensor &b) {
+  Call call("probe", a);
+  call.is("a", a, at::kFloat, {1024});
+  call.is("b", b, at::kFloat, {1024});
+  Tensor out = at::zeros({1024}, a.options());
+  call.end(vlmfx_probe(call.queue, call.tasks, which, call.out(out), call.in("a", a), call.in("b", b)));
+  return out;
+}
 }  // namespace
+
+// Not an op of the contract: one step of the chip's, for vlmfx/ops/mlu/probe.py. It takes tensors of the CPU in the emulator.
+TORCH_LIBRARY(vlmfx_mlu, m) { m.def("probe(int which, Tensor a, Tensor b) -> Tensor", probe); }
 
 TORCH_LIBRARY_IMPL(vlmfx, PrivateUse1, m) {
   m.impl("rms_norm", rms_norm);

@@ -94,3 +94,11 @@ VLMFX_API const char *vlmfx_adjust_logits(cnrtQueue_t queue, int tasks, int dtyp
                                           const void *bias_ids, const void *bias, const void *history, const void *prompt_lens,
                                           const void *newest, const void *presence, const void *frequency, const void *repetition,
                                           int rows, int vocab, int num_biases, int length);
+
+// What probe.mlu does: one of these on a and b [1024] float, out [1024] float
+enum {
+  PROBE_REDUCE_SUM, PROBE_ARGMAX, PROBE_TRANSPOSE, PROBE_POW2, PROBE_LOG2, PROBE_RECIP, PROBE_NARROW, PROBE_HALF_ADD, PROBE_GE,
+  PROBE_GE_SCALAR, PROBE_EQ, PROBE_MAXEQUAL, PROBE_CYCLE_MUL, PROBE_FUSION, PROBE_ODD_BYTES, PROBE_STRIDES, PROBE_SCALARS, PROBE_ASYNC,
+  PROBE_TASKS,
+};
+VLMFX_API const char *vlmfx_probe(cnrtQueue_t queue, int tasks, int which, void *out, const void *a, const void *b);
