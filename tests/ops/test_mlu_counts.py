@@ -13,7 +13,7 @@ from tests.ops import emulated
 from vlmfx.ops.mlu.emu import build
 from vlmfx.ops.registry import Op
 
-MOST_BYTES, MOST_CYCLES = 1.3, 1.5
+MOST_BYTES, MOST_CYCLES = 1.3, 1.5  # an op's tests may say MLU_BYTES, more than the first, and why
 FILES = {"add_rms_norm": "rms_norm"}  # op → file, where they are not called alike
 
 
@@ -41,7 +41,7 @@ def test_a_kernel_moves_and_computes_what_it_must(module: Any):
     counts, must_move, cycles = emulated.counters(), op.cost(*args).bytes, by_hand(op, numbers)
     moved = counts.read + counts.written
     print(f"{op.name}: {moved / must_move:.2f} of the bytes, {counts.cycles / cycles:.2f} of the cycles by hand")
-    assert moved <= MOST_BYTES * must_move
+    assert moved <= getattr(module, "MLU_BYTES", MOST_BYTES) * must_move
     assert counts.cycles <= MOST_CYCLES * cycles
     assert counts.longest * 16 <= 1.5 * counts.cycles + 16 * 64  # shared out evenly among the cores
 
