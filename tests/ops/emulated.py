@@ -55,7 +55,12 @@ def library() -> ctypes.CDLL:
 def call(op: Op, *args: Any, seed: int = 0, cores: int = 16, is_strict: bool = True) -> Any:
     """The op as its kernel for mlu does it; a fault that the emulator finds is a ValueError."""
     library().bang_emu_options(ctypes.c_uint64(seed), cores, int(is_strict))
-    return op.overload.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1), *args)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # what a kernel leaves unwritten is NaN, or the greatest integer
+    try:
+        return op.overload.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1), *args)
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def counters() -> Counters:

@@ -15,16 +15,16 @@ from tests.ops import emulated
 from vlmfx.ops.mlu.emu import build
 from vlmfx.ops.registry import Op
 
-MOST_BYTES, MOST_CYCLES = 1.3, 1.5
+MOST_BYTES, MOST_CYCLES = 1.3, 1.5  # an op's tests may say MLU_BYTES, more than the first, and why
 # Of an MLU370-X8 as Cambricon/mlu-ops counts: docs/design_docs/points_in_boxes, 307.2 GB/s, and 16 cores of 32 GOps in float32.
 BYTES_A_US, CYCLES_A_US = 307_200, 1_000
 FILES = {"add_rms_norm": "rms_norm"}  # op → file, where they are not called alike
+KERNELS = [path.stem for path in sorted(build.KERNELS.glob("*.mlu")) if path.stem != "probe"]
 
 
 def cases() -> list[Any]:
     """The ops whose tests have a `mlu_case`: arguments, and the numbers that the count by hand names."""
-    modules = [importlib.import_module(f"tests.ops.test_{path.stem}") for path in sorted(build.KERNELS.glob("*.mlu"))]
-    modules += [importlib.import_module(f"tests.ops.test_{name}") for name in FILES]
+    modules = [importlib.import_module(f"tests.ops.test_{name}") for name in (*KERNELS, *FILES)]
     return [pytest.param(m, id=m.OP.name) for m in modules if hasattr(m, "mlu_case")]
 
 
@@ -51,11 +51,11 @@ def test_a_kernel_moves_and_computes_what_it_must(module: Any):
         f"{'memory' if memory > vectors else 'vectors'} |",
         end="",
     )
-    assert moved <= MOST_BYTES * must_move
+    assert moved <= getattr(module, "MLU_BYTES", MOST_BYTES) * must_move
     assert counts.cycles <= MOST_CYCLES * cycles
     assert counts.longest * 16 <= 1.5 * counts.cycles + 16 * 64  # shared out evenly among the cores
 
 
 def test_every_kernel_is_counted():
     counted = {case.id for case in cases()}
-    assert {path.stem for path in build.KERNELS.glob("*.mlu")} <= counted
+    assert {*KERNELS} <= counted

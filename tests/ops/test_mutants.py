@@ -88,6 +88,6 @@ def test_every_triton_kernel_has_mutants():
 
 
 def test_every_mlu_kernel_has_mutants():
-    files = {f"mlu/kernels/{path.name}" for path in build.KERNELS.glob("*.mlu")}
+    files = {f"mlu/kernels/{path.name}" for path in build.KERNELS.glob("*.mlu") if path.stem != "probe"}
     assert files
     assert files <= MUTATED

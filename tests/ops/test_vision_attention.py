@@ -17,7 +17,7 @@ from tests.strategies import DTYPES, SEEDS, normal
 from vlmfx.errors import ShapeError
 from vlmfx.ops.vision_attention import OP, reference, vision_attention
 
-FILE, SHARED = "triton/vision_attention.py", "triton/flash.py"
+FILE, SHARED, MLU = "triton/vision_attention.py", "triton/flash.py", "mlu/kernels/vision_attention.mlu"
 MUTANTS = [
     Mutant(FILE, "seen = n + keys < num_keys", "seen = n + keys <= num_keys"),
     Mutant(FILE, "full = num_keys // BLOCK_N * BLOCK_N", "full = num_keys // BLOCK_N * BLOCK_N // 2"),
@@ -31,6 +31,15 @@ MUTANTS = [
     SharedMutant(SHARED, "low * fade[:, None]", "low", kernel="vision_attention"),
     SharedMutant(SHARED, "high * fade[:, None]", "high", kernel="vision_attention"),
     SharedMutant(SHARED, "tl.where(total == 0.0, 1.0, total)", "total", kernel="vision_attention"),
+    Mutant(MLU, "attend(tile, 0, MIN(KEYS, num_keys - step * KEYS)", "attend(tile, 0, MIN(KEYS, num_keys)"),
+    Mutant(MLU, "head = item % heads", "head = item % tile_queries"),
+    Mutant(MLU, "is_segment ? starts_k[i + 1] - begin_k : 0", "is_segment ? starts_k[i + 1] - begin_k : KEYS"),
+    Mutant(MLU, "is_segment ? starts_q[i + 1] : q_tokens", "is_segment ? starts_q[i + 1] : begin"),
+    Mutant(MLU, "begin_k * stride + head * dim, *v_rows", "begin * stride + head * dim, *v_rows"),
+    Mutant(MLU, "v + (int64_t)begin_k * stride + head * dim", "v + (int64_t)begin_k * stride"),
+    Mutant(MLU, "in = (step + 1) % 2 * half_of", "in = step % 2 * half_of"),
+    Mutant(MLU, "    before += items;", "    before += items / heads;"),
+    Mutant(MLU, "scale * LOG2_E", "scale"),
 ]
 FEW = settings(max_examples=8)
 EACH_KERNEL = pytest.mark.parametrize("kernel", kernels_of(OP))
@@ -72,6 +81,12 @@ def cases(draw: st.DrawFn) -> Case:
 def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
     """The kernel gives what the reference gives."""
     assert_equal(OP, kernel(*case), reference(*case))
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """An image of 512 patches in the tower of Qwen2-VL, and what the kernel's count by hand names."""
+    q, k, v = (normal(i, 512, 16, 80, dtype=torch.float16) for i in range(3))
+    return (q, k, v, int32([0, 512]), int32([0, 512]), 80**-0.5), {"pairs": 512 * 512, "heads": 16, "dim": 80}
 
 
 @settings(max_examples=20)
