@@ -25,6 +25,11 @@ MUTANTS = [
     Mutant("triton/activation.py", "x * 2.4554670", "x * 2.45"),
     Mutant("triton/activation.py", "x * 1.4426950", "x"),
     Mutant("triton/activation.py", "x * (root * root)", "x * root"),
+    Mutant("mlu/kernels/activation.mlu", "step < mine + 2; ++step", "step < mine + 1; ++step"),
+    Mutant("mlu/kernels/activation.mlu", "const int first = (step * taskDim + taskId) * tile;", "const int first = taskId * tile;"),
+    Mutant("mlu/kernels/activation.mlu", "  __bang_write_value(input, 2 * tile, (T)0);", ""),
+    Mutant("mlu/kernels/activation.mlu", "from_float(output + half_of, values, num)", "from_float(output, values, num)"),
+    Mutant("mlu/kernels/activation.mlu", "input + half_of, num);", "input, num);"),
 ]  # fmt: skip
 KINDS = st.sampled_from(list(ACTIVATIONS))
 HALF = settings(max_examples=50)
@@ -42,6 +47,11 @@ def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
     out = kernel(*case)
     assert_equal(OP, out, reference(*case))
     assert out.is_contiguous()
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """512 patches in the MLP of Qwen2-VL's vision tower, and what the kernel's count by hand names."""
+    return (normal(0, 512, 5120, dtype=torch.float16), "quick_gelu"), {"count": 512 * 5120, "passes": 5}
 
 
 @pytest.mark.parametrize("kernel", kernels_of(OP))

@@ -22,6 +22,12 @@ MUTANTS = [
     Mutant("triton/gated_activation.py", "(row, INNER, OUTER_STRIDE, INNER_STRIDE)", "(row, INNER, OUTER_STRIDE, 0)"),
     Mutant("triton/gated_activation.py", "gate_at + WIDTH", "gate_at"),
     Mutant("triton/gated_activation.py", "activate(gate.to(tl.float32), KIND)", "activate(up.to(tl.float32), KIND)"),
+    Mutant("mlu/kernels/gated_activation.mlu", "row = number / pieces * tile_rows", "row = number / pieces"),
+    Mutant("mlu/kernels/gated_activation.mlu", "MIN(tile_rows, rows - row)", "tile_rows"),
+    Mutant("mlu/kernels/gated_activation.mlu", "source + width, bytes", "source, bytes"),
+    Mutant("mlu/kernels/gated_activation.mlu", "  __bang_write_value(up, 2 * padded, (T)0);\n", ""),
+    Mutant("mlu/kernels/gated_activation.mlu", "(step - 2) * taskDim + taskId, rows", "(step - 2) * taskDim, rows"),
+    Mutant("mlu/kernels/gated_activation.mlu", "      __bang_mul(output + half_of, output + half_of, up + half_of, num);\n", ""),
 ]  # fmt: skip
 HALF = settings(max_examples=50)
 
@@ -40,6 +46,11 @@ def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
     out = kernel(*case)
     assert_equal(OP, out, reference(*case))
     assert out.is_contiguous()
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """A prefill of 128 tokens of Qwen2-VL-7B, and what the kernel's count by hand names."""
+    return (normal(0, 128, 2 * 18944, dtype=torch.float16), "silu"), {"rows": 128, "width": 18944, "passes": 5}
 
 
 @pytest.mark.parametrize("kernel", kernels_of(OP))

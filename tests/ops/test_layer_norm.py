@@ -23,7 +23,14 @@ MUTANTS = [
     Mutant("triton/layer_norm.py", "/ HIDDEN + eps", "/ HIDDEN"),
     Mutant("triton/layer_norm.py", "mean = tl.sum(v32, axis=1, keep_dims=True) / HIDDEN", "mean = 0.0"),
     Mutant("triton/layer_norm.py", "+ b.to(tl.float32)", "- b.to(tl.float32)"),
-]
+    Mutant("mlu/kernels/layer_norm.mlu", "    if (step < mine) {", "    if (step < mine - 1) {"),
+    Mutant("mlu/kernels/layer_norm.mlu", "i = hidden - last; i < HALVES", "i = hidden - last + 1; i < HALVES"),
+    Mutant("mlu/kernels/layer_norm.mlu", "        if (padded > hidden) __bang_mul(values + last, values + last, mask, HALVES);\n", ""),
+    Mutant("mlu/kernels/layer_norm.mlu", "padded) / hidden, padded);", "padded) / padded, padded);"),
+    Mutant("mlu/kernels/layer_norm.mlu", "sqrtf(variance + eps)", "sqrtf(variance)"),
+    Mutant("mlu/kernels/layer_norm.mlu", "to_float(biases, input + tile, padded)", "to_float(biases, input, padded)"),
+    Mutant("mlu/kernels/layer_norm.mlu", "weights, biases, num * padded, padded)", "weights, biases, padded, padded)"),
+]  # fmt: skip
 HALF = settings(max_examples=50)
 
 
@@ -42,6 +49,12 @@ def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
     out = kernel(*case)
     assert_equal(OP, out, reference(*case))
     assert out.is_contiguous()
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """1024 patches in Qwen2-VL's vision tower, and what the kernel's count by hand names."""
+    x, weight, bias = (normal(i, *shape, 1280, dtype=torch.float16) for i, shape in enumerate([(1024,), (), ()]))
+    return (x, weight, bias, 1e-6), {"rows": 1024, "hidden": 1280}
 
 
 @pytest.mark.parametrize("kernel", kernels_of(OP))

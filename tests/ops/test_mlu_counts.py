@@ -47,7 +47,7 @@ def test_a_kernel_moves_and_computes_what_it_must(module: Any):
     memory, vectors = moved / BYTES_A_US, counts.longest / CYCLES_A_US
     print(
         f"\n| {op.name} | {', '.join(f'{name} {number}' for name, number in numbers.items())} | {moved / 1e6:.2f} | "
-        f"{moved / must_move:.2f} | {counts.longest} | {counts.cycles / cycles:.2f} | {memory:.0f} | {vectors:.0f} | "
+        f"{moved / must_move:.2f} | {counts.longest} | {counts.cycles / max(cycles, 1):.2f} | {memory:.0f} | {vectors:.0f} | "
         f"{'memory' if memory > vectors else 'vectors'} |",
         end="",
     )

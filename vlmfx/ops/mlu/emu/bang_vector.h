@@ -48,13 +48,38 @@ BANG_EMU_CYCLE(__bang_cycle_add, x + y)
 BANG_EMU_CYCLE(__bang_cycle_sub, x - y)
 BANG_EMU_CYCLE(__bang_cycle_mul, x *y)
 
-// d = a * b + c, rounded twice, in the time of one pass; of the forms of this intrinsic, that of a scalar b. A real use of it, compiled for
-// 372: Cambricon/mlu-ops v1.5.2, kernels/border_align/border_align_forward/border_align_forward_union1.mlu:95 (m = n there, too).
-enum mluFusionOpCode { FUSION_FMA };
+// d = a * b + c or a * b - c in the time of one pass, b and c each a scalar, or a vector repeated every m elements. The product is rounded
+// before the sum, as up to 3xx on the card. Forms in Cambricon/mlu-ops v1.5.2, compiled for 372:
+// lgamma_block.mlu (scalar, scalar), border_align_forward_union1.mlu (scalar, vector), msda_forward_fast_union1.mlu (vector, scalar and
+// vector, with a cycle).
+enum mluFusionOpCode { FUSION_FMA, FUSION_FMS };
+template <typename T, typename B, typename C>
+BANG_EMU_FUNC void __bang_fusion(mluFusionOpCode code, T *d, T *a, B b, C c, int n, int m) {
+  const char *op = "__bang_fusion";
+  if (m <= 0 || n % m) emu::fail("%s: %d elements are not a multiple of the cycle %d", op, n, m);
+  const auto check = [&](auto term) {
+    if constexpr (std::is_pointer_v<decltype(term)>) {
+      emu::in(op, term, m);
+      emu::alias(op, d, n * sizeof(T), term, m * sizeof(T), m == n);
+    }
+  };
+  const auto element = [](auto term, int i) -> T {
+    if constexpr (std::is_pointer_v<decltype(term)>) return term[i];
+    else return term;
+  };
+  emu::in(op, a, n);
+  check(b);
+  check(c);
+  emu::out(op, d, n);
+  emu::alias(op, d, n * sizeof(T), a, n * sizeof(T), true);
+  emu::spend(n * sizeof(T));
+  const T sign = code == FUSION_FMA ? 1 : -1;
+  for (int i = 0; i < n; i += m)
+    for (int j = 0; j < m; ++j) d[i + j] = (T)(a[i + j] * element(b, j)) + sign * element(c, j);
+}
 template <typename T>
-BANG_EMU_FUNC void __bang_fusion(mluFusionOpCode, T *d, T *a, T b, T *c, int n, int m) {
-  if (m != n) emu::fail("__bang_fusion: a cycle of %d of %d elements is not modelled", m, n);
-  emu::binary("__bang_fusion", d, a, c, n, [b](T x, T z) -> T { return T(x * b) + z; });
+BANG_EMU_FUNC void __bang_fusion(mluFusionOpCode code, T *d, T *a, T b, T c, int n) {
+  __bang_fusion(code, d, a, b, c, n, n);
 }
 
 #define BANG_EMU_UNARY(NAME, EXPR)                                              \
@@ -73,6 +98,29 @@ BANG_EMU_FUNC void __bang_half2float(float *d, half *s, int n) {
 }
 BANG_EMU_FUNC void __bang_float2half_rn(half *d, float *s, int n) {
   emu::unary("__bang_float2half_rn", d, s, n, [](float x) -> half { return (half)x; });
+}
+
+// Used in kernels that were built for compute_30 (a profile of masked_fill on torch_mlu, whose repository is unknown)
+BANG_EMU_FUNC void __bang_uchar2half(half *d, unsigned char *s, int n) {
+  emu::unary("__bang_uchar2half", d, s, n, [](unsigned char x) -> half { return x; });
+}
+
+// The elements of src where mask is not 0, side by side; returns how many. What follows them in dst is undefined: poison here. Of half and
+// float in Cambricon/mlu-ops v1.5.2, compiled for 372: roipoint_pool3d_union1.mlu
+template <typename T>
+BANG_EMU_FUNC unsigned __bang_filter(T *d, T *s, T *mask, int n) {
+  const char *op = "__bang_filter";
+  emu::in(op, s, n);
+  emu::in(op, mask, n);
+  emu::out(op, d, n);
+  emu::alias(op, d, n * sizeof(T), s, n * sizeof(T), true);
+  emu::alias(op, d, n * sizeof(T), mask, n * sizeof(T), false);
+  emu::spend(n * sizeof(T));
+  int count = 0;
+  for (int i = 0; i < n; ++i)
+    if (mask[i] != 0) d[count++] = s[i];
+  emu::poison(emu::range(d + count, (n - count) * sizeof(T)));
+  return count;
 }
 
 // [rows, cols] -> [cols, rows]; before 3xx both dimensions had to be a multiple of 64 bytes

@@ -25,8 +25,8 @@ KERNELS = HERE.parent / "kernels"
 BINDINGS = HERE.parent / "bindings.cpp"
 TORCH = Path(torch.__file__).parent
 STANDINS = [HERE / "bang_cnrt.h", HERE / "bang_state.h", *sorted((HERE / "include").rglob("*.h"))]
-# Aliasing rules are looser in BANG C: NRAM is one array of char that all types are cut from.
-CXX = ["g++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-DBANG_EMU"]
+# Aliasing rules are looser in BANG C: NRAM is one array of char that all types are cut from. Products are rounded where they stand.
+CXX = ["g++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-ffp-contract=off", "-DBANG_EMU"]
 KERNEL = [*CXX, "-O2", "-march=native", "-x", "c++", "-Wall", "-Wextra", "-Werror"]
 MUTANT = [*CXX, "-O1", "-march=native", "-x", "c++", "-w"]
 WITH_TORCH = [*CXX, "-O0", "-w", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
