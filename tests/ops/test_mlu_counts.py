@@ -40,7 +40,9 @@ def test_a_kernel_moves_and_computes_what_it_must(module: Any):
     emulated.call(op, *args)
     counts, must_move, cycles = emulated.counters(), op.cost(*args).bytes, by_hand(op, numbers)
     moved = counts.read + counts.written
-    print(f"{op.name}: {moved / must_move:.2f} of the bytes, {counts.cycles / cycles:.2f} of the cycles by hand")
+    print(
+        f"{op.name}: {moved / must_move:.2f} of the bytes, {counts.cycles / max(cycles, 1):.2f} of the cycles by hand"
+    )
     assert moved <= MOST_BYTES * must_move
     assert counts.cycles <= MOST_CYCLES * cycles
     assert counts.longest * 16 <= 1.5 * counts.cycles + 16 * 64  # shared out evenly among the cores
