@@ -25,6 +25,18 @@ MUTANTS = [
     Mutant("triton/cache_gather.py", "+ position % BLOCK_SIZE", "+ token % BLOCK_SIZE"),
     Mutant("triton/cache_gather.py", "* max_blocks", "* (max_blocks - 1)"),
     Mutant("triton/cache_gather.py", "tl.load(v_cache + at", "tl.load(k_cache + at"),
+    Mutant("mlu/kernels/cache_gather.mlu", "if (token < ends[", "if (token <= ends["),
+    Mutant("mlu/kernels/cache_gather.mlu", "sequence + 2 > first_end + ENDS", "sequence + 1 > first_end + ENDS"),
+    Mutant("mlu/kernels/cache_gather.mlu", "MIN(block_size - offset, end - token)", "block_size - offset"),
+    Mutant(
+        "mlu/kernels/cache_gather.mlu", "(int64_t)sequence * max_blocks + first_block", "(int64_t)sequence * max_blocks"
+    ),
+    Mutant("mlu/kernels/cache_gather.mlu", "        __bang_write_value(v_out + at, tile, (T)0);\n", ""),
+    Mutant("mlu/kernels/cache_gather.mlu", "v_by_head + to, v_cache + from", "v_by_head + to, k_cache + from"),
+    Mutant(
+        "mlu/kernels/cache_gather.mlu", "k_by_head + at + head * pitch, size,", "k_by_head + at + head * dim, size,"
+    ),
+    Mutant("mlu/kernels/cache_gather.mlu", "    __sync();\n", ""),
 ]
 
 
@@ -52,6 +64,13 @@ def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
     with device_asserts():
         got = kernel(*case)
     assert_equal(OP, got, reference(*case))
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """Four prompts of 250 cached tokens of Qwen2-VL-7B in scattered blocks, and what the kernel's count by hand names."""
+    k_cache, v_cache = (normal(seed, 80, 4, 16, 128, dtype=torch.float16) for seed in (0, 1))
+    table = torch.randperm(80, generator=torch.Generator().manual_seed(2))[:64].int().view(4, 16)
+    return (k_cache, v_cache, table, torch.arange(5, dtype=torch.int32) * 250, 1000), {}
 
 
 @pytest.mark.parametrize("kernel", kernels_of(OP))

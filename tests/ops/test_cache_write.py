@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.ops.caches import BLOCK_SIZES, HEAD_DIMS, empty_cache, fused_qkv, slot_mappings
 from tests.ops.device_asserts import device_asserts
 from tests.ops.kernels import Kernel, Mutant, kernels_of
-from tests.strategies import DTYPES, SEEDS
+from tests.strategies import DTYPES, SEEDS, normal
 from vlmfx.errors import ShapeError
 from vlmfx.ops.cache_write import LOOP, OP, cache_write, reference
 
@@ -22,6 +22,13 @@ MUTANTS = [
     Mutant("triton/cache_write.py", "head * V_HEAD_STRIDE", "head"),
     Mutant("triton/cache_write.py", "token * K_TOKEN_STRIDE", "token * (KV_HEADS * HEAD_DIM)"),
     Mutant("triton/cache_write.py", "slot % BLOCK_SIZE\n", "0 * slot\n"),
+    Mutant("mlu/kernels/cache_write.mlu", "if (slot[first] < 0) continue;", ""),
+    Mutant("mlu/kernels/cache_write.mlu", " && slot[first + run] % block_size)", ")"),
+    Mutant("mlu/kernels/cache_write.mlu", "slot[first + run] == slot[first] + run && ", ""),
+    Mutant("mlu/kernels/cache_write.mlu", "of_tile = slot + ((step - 2) % 3)", "of_tile = slot + (step % 3)"),
+    Mutant("mlu/kernels/cache_write.mlu", "v_in + at + head * dim, size,", "v_in + at, size,"),
+    Mutant("mlu/kernels/cache_write.mlu", "step < mine + 2; ++step", "step < mine + 1; ++step"),
+    Mutant("mlu/kernels/cache_write.mlu", "    __sync();\n", ""),
 ]
 
 
@@ -50,6 +57,14 @@ def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
         mine = written(kernel, case)
     for cache, right in zip(mine, written(reference, case), strict=True):
         torch.testing.assert_close(cache, right, atol=0, rtol=0, equal_nan=True)
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """A prefill of 512 tokens of Qwen2-VL-7B into scattered blocks, and what the kernel's count by hand names."""
+    k, v = (normal(seed, 512, 4, 128, dtype=torch.float16) for seed in (0, 1))
+    caches = [empty_cache(40, 4, 16, 128, torch.float16) for _ in range(2)]
+    blocks = torch.randperm(40, generator=torch.Generator().manual_seed(2))[:32].int()
+    return (k, v, *caches, (blocks[:, None] * 16 + torch.arange(16, dtype=torch.int32)).flatten()), {}
 
 
 @pytest.mark.parametrize("kernel", kernels_of(OP))

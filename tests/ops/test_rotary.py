@@ -24,7 +24,13 @@ MUTANTS = [
     Mutant("triton/rotary.py", "tl.fma(a, c, -(b * s))", "tl.fma(a, c, b * s)"),
     Mutant("triton/rotary.py", "tl.program_id(1) * HEADS + tl.arange(0, HEADS)", "tl.arange(0, HEADS)"),
     Mutant("triton/rotary.py", "at = token * (2 * HALF) + HALF + cols", "at = token * (2 * HALF) + cols"),
-]
+    Mutant("mlu/kernels/rotary.mlu", "__bang_write_value(halves, 2 * plane, (T)0);", ""),
+    Mutant("mlu/kernels/rotary.mlu", "part(halves, input + now * tile, 0, rows,", "part(halves, input + now * tile, 0, rows - 1,"),
+    Mutant("mlu/kernels/rotary.mlu", "widen_table(sin_row, sin_half, sin_in", "widen_table(sin_row, sin_half, cos_in"),
+    Mutant("mlu/kernels/rotary.mlu", "step < mine + 2; ++step", "step < mine + 1; ++step"),
+    Mutant("mlu/kernels/rotary.mlu", "x + ((int64_t)t.token * heads + t.head)", "x + ((int64_t)t.token * heads)"),
+    Mutant("mlu/kernels/rotary.mlu", "    __sync();\n", ""),
+]  # fmt: skip
 HALVES = st.one_of(
     st.integers(1, 40), st.sampled_from([63, 64, 65, 1023])
 )  # 1023: more pairs than a program takes of 3 heads
@@ -44,6 +50,12 @@ def cases(draw: st.DrawFn) -> tuple[Any, ...]:
 def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
     """The kernel gives what the reference gives."""
     assert_equal(OP, kernel(*case), reference(*case))
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """The heads of q and k of a prefill of 512 tokens of Qwen2-VL-7B, and what the kernel's count by hand names."""
+    x, angles = normal(0, 512, 32, 128, dtype=torch.float16), torch.arange(512)[:, None] * torch.ones(64)
+    return (x, *rotary_table(angles, torch.float16)), {"tokens": 512, "heads": 32, "dim": 128}
 
 
 @pytest.mark.parametrize("kernel", kernels_of(OP))

@@ -74,7 +74,6 @@ class Call {
     rank("k_cache", k_cache, 4);
     is("k_cache", k_cache, dtype);
     is("v_cache", v_cache, dtype, k_cache.sizes());
-    head_dim("k_cache", k_cache.size(3));
   }
   void head_dim(const char *name, int64_t dim) const {
     TORCH_CHECK_VALUE(dim >= 1 && dim <= kMostHeadDim, op_, ": ", name, " has a head_dim of ", dim, " but needs 1 to ", kMostHeadDim,
@@ -183,7 +182,6 @@ Tensor rotary(const Tensor &x, const Tensor &cos, const Tensor &sin) {
   const int dtype = call.dtype("x", x), table = table_dtype(call, x, cos, sin);
   Tensor out = like(x);
   if (!x.numel()) return out;
-  call.head_dim("x", x.size(2));
   call.end(vlmfx_rotary(call.queue, call.tasks, dtype, table, call.out(out), call.in("x", x), call.in("cos", cos),
                         call.in("sin", sin), x.size(0), x.size(1), x.size(2)));
   return out;
@@ -249,6 +247,7 @@ Tensor paged_decode_attention(const Tensor &q, const Tensor &k_cache, const Tens
   call.caches(k_cache, v_cache, q.scalar_type());
   const int64_t num_seqs = q.size(0), heads = q.size(1), kv_heads = k_cache.size(1), dim = q.size(2);
   call.require(dim == k_cache.size(3) && kv_heads > 0 && heads % kv_heads == 0, "q", "the cache's head_dim and a multiple of its heads");
+  call.head_dim("q", dim);
   call.is("context_lens", context_lens, at::kInt, {num_seqs});
   if (block_table) {
     call.rank("block_table", *block_table, 2);

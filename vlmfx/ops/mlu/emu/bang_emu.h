@@ -185,10 +185,10 @@ void touch(const char *op, Range r, bool is_write) {
   for (const bang_emu::Tensor &t : state().tensors)
     if (overlap(r, t.bytes)) {
       if (r.lo >= t.bytes.lo && r.hi <= t.bytes.hi) fail("%s: writes a read-only tensor", op);
-      fail("%s: GDRAM bytes [%lld, %lld) of a tensor of %lld bytes", op, (long long)(r.lo - t.bytes.lo),
+      fail("%s: out of bounds: GDRAM bytes [%lld, %lld) of a tensor of %lld bytes", op, (long long)(r.lo - t.bytes.lo),
            (long long)(r.hi - t.bytes.lo), (long long)(t.bytes.hi - t.bytes.lo));
     }
-  fail("%s: GDRAM address belongs to no tensor of this launch", op);
+  fail("%s: out of bounds: a GDRAM address that belongs to no tensor of this launch", op);
 }
 // At the end of a launch: bytes that one task wrote and another touched.
 void check_races() {

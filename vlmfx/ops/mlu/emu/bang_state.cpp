@@ -22,8 +22,10 @@ API void bang_emu_options(uint64_t seed, int cores, int is_strict) {
 API void bang_emu_forget() { state().tensors.clear(); }
 
 API void bang_emu_register(const void *data, size_t size, int is_writable) {
-  const uintptr_t at = (uintptr_t)data;
-  if (size) state().tensors.push_back({{at, at + size}, is_writable != 0});
+  const bang_emu::Range bytes = {(uintptr_t)data, (uintptr_t)data + size};
+  for (const bang_emu::Tensor &known : state().tensors)
+    if (known.bytes.lo == bytes.lo && known.bytes.hi == bytes.hi) return;
+  if (size) state().tensors.push_back({bytes, is_writable != 0});
 }
 
 API void bang_emu_counters(int64_t out[6]) { memcpy(out, &state().counters, sizeof(bang_emu::Counters)); }

@@ -43,6 +43,6 @@ __attribute__((visibility("default"))) State &state();
 extern "C" {
 void bang_emu_options(uint64_t seed, int cores, int is_strict);  // and counters from 0
 void bang_emu_forget();                                          // all device memory
-void bang_emu_register(const void *data, size_t size, int is_writable);
+void bang_emu_register(const void *data, size_t size, int is_writable);  // the first time counts
 void bang_emu_counters(int64_t out[6]);  // Counters, in order
 }
