@@ -21,6 +21,12 @@ MUTANTS = [
     Mutant("triton/merge.py", "row * FEATURE_STRIDE", "row * HIDDEN"),
     Mutant("triton/merge.py", "embedding + word * EMBEDDING_STRIDE", "embedding + word * HIDDEN"),
     Mutant("triton/merge.py", "tl.program_id(1) * COLS + tl.arange", "tl.arange"),
+    Mutant("mlu/kernels/merge.mlu", "feature >= 0 ?", "feature > 0 ?"),
+    Mutant("mlu/kernels/merge.mlu", "row + col, bytes", "row, bytes"),
+    Mutant("mlu/kernels/merge.mlu", "bytes == 8 ?", "bytes == 4 ?"),
+    Mutant("mlu/kernels/merge.mlu", "step < steps + 1; ++step", "step < steps; ++step"),
+    Mutant("mlu/kernels/merge.mlu", "int share = (tokens + taskDim - 1) / taskDim", "int share = tokens / taskDim"),
+    Mutant("mlu/kernels/merge.mlu", "      __sync();\n", ""),
 ]
 WIDTHS = st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 8191, 8192, 8193]))  # up to 8192 a program
 
@@ -44,6 +50,14 @@ def check(kernel: Kernel, case: tuple[Any, ...]) -> None:
     with device_asserts():
         got = kernel(*case)
     assert_equal(OP, got, reference(*case))
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """A prompt of Qwen2-VL-7B with 256 tokens of text around a picture of as many; of the vocabulary the first thousand."""
+    embedding, features = normal(0, 1000, 3584, dtype=torch.float16), normal(1, 256, 3584, dtype=torch.float16)
+    ids = torch.randint(0, 1000, (512,), generator=torch.Generator().manual_seed(2))
+    text = torch.full((128,), -1)
+    return (embedding, ids, features, torch.cat((text, torch.arange(256), text))), {}
 
 
 @pytest.mark.parametrize("kernel", kernels_of(OP))
@@ -73,11 +87,20 @@ def test_padding_never_shows(kernel, case, pad):
 
 
 @pytest.mark.parametrize("kernel", kernels_of(OP))
+def test_more_tokens_than_a_core_holds_numbers_of(kernel):
+    if kernel.name != "mlu-emulated":
+        pytest.skip("only the kernel for mlu holds numbers of many tokens")
+    embedding, ids = normal(0, 7, 2), torch.arange(40_000, dtype=torch.int32) % 7
+    index = torch.where(torch.arange(40_000) % 5 == 0, torch.arange(40_000) % 3, -1)
+    check(kernel, (embedding, ids, normal(1, 3, 2), index))
+
+
+@pytest.mark.parametrize("kernel", kernels_of(OP))
 @pytest.mark.parametrize(("word", "row"), [(3, -1), (-1, -1), (0, 2)])
 def test_a_number_out_of_range_is_an_error(kernel, word, row):
     if kernel.device != "cpu":
         pytest.skip("on a GPU only Triton's debug mode looks")
-    with pytest.raises(AssertionError, match=r"beyond (the embedding|features)"), device_asserts():
+    with pytest.raises(Exception, match=r"beyond (the embedding|features)|out of bounds"), device_asserts():
         kernel(torch.ones(3, 4), torch.tensor([0, word]), torch.ones(2, 4), torch.tensor([1, row]))
     with pytest.raises(IndexError, match=r"out of range"):
         merge(torch.ones(3, 4), torch.tensor([0, word]), torch.ones(2, 4), torch.tensor([1, row]))

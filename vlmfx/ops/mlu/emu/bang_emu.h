@@ -97,7 +97,8 @@ void poison(Range r) {  // by address, so that a range that begins at an odd one
   if (r.hi & 1) *(uint8_t *)--r.hi = kPoison & 0xFF;
   std::fill((uint16_t *)r.lo, (uint16_t *)r.hi, kPoison);
 }
-// Compared at the width of the operand: a float may have 0xFFB5 as its low half, but no arithmetic gives the NaN 0xFFB5FFB5.
+// Compared at the width of the operand: a float may have 0xFFB5 as its low half, but no arithmetic gives the NaN 0xFFB5FFB5. Of bytes
+// four at once, as any two may stand side by side in a picture.
 template <typename W>
 bool has_poison(Range r) {
   const W bad = W(uint32_t(kPoison) * 0x10001u);
@@ -148,7 +149,7 @@ template <typename T>
 void in(const char *op, const T *p, size_t n, size_t unit_of_size = 0) {
   const Range r = operand(op, p, n, unit_of_size);
   check_flight(op, r, false);
-  if (has_poison<std::conditional_t<sizeof(T) == 1, uint16_t, std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>>>(r))
+  if (has_poison<std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>>(r))
     fail("%s: reads uninitialised NRAM", op);
   note_computed(r);
 }
