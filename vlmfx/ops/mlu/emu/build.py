@@ -21,6 +21,7 @@ import torch
 from vlmfx.errors import CompileError
 
 HERE = Path(__file__).parent
+FAULTY = HERE / "faulty.mlu"  # for the tests of the emulator alone
 KERNELS = HERE.parent / "kernels"
 BINDINGS = HERE.parent / "bindings.cpp"
 TORCH = Path(torch.__file__).parent
@@ -62,10 +63,15 @@ def device() -> Path:
 
 def mutant(path: Path, against: Path) -> Path:
     """The library of a changed kernel file, whose entry can stand for that of the library `against`. Raises CompileError."""
-    out = path.with_suffix(".so")
+    return alone(path, path.with_suffix(".so"), against)
+
+
+def alone(path: Path, out: Path, against: Path, *macros: str) -> Path:
+    """The library `out` of one kernel file, with macros as NAME=value. Raises CompileError."""
     # Device memory and counters are those of `against`.
     links = ["-shared", "-x", "none", str(against), f"-Wl,-rpath,{against.parent}"]
-    _run([*MUTANT, f"-DBANG_UNIT={path.stem}", *INCLUDES, str(path), *links, "-o", str(out)])
+    defined = [f"-D{macro}" for macro in (f"BANG_UNIT={path.stem}", *macros)]
+    _run([*MUTANT, *defined, *INCLUDES, str(path), *links, "-o", str(out)])
     return out
 
 
