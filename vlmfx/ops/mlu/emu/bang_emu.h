@@ -125,8 +125,11 @@ void check_flight(const char *op, Range r, bool is_write) {
   }
 }
 void note_computed(Range r) {
-  for (const Range &known : computed)
-    if (known.lo <= r.lo && r.hi <= known.hi) return;
+  for (Range &known : computed)
+    if (r.lo <= known.hi && known.lo <= r.hi) {  // rows that follow one another are one range, so that there are few to look at
+      known = {std::min(known.lo, r.lo), std::max(known.hi, r.hi)};
+      return;
+    }
   computed.push_back(r);
 }
 template <typename T>

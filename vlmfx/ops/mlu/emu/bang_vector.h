@@ -1,8 +1,9 @@
-// The vector intrinsics, by the device's names and with its order of arguments. Sources are not const, as in older headers.
+// The vector intrinsics, by the device's names and with its order of arguments. Sources are not const, as in older headers. All are
+// static, templates too: else the linker would give one file's, and with it that file's NRAM, to all.
 #pragma once
 
 template <typename T>
-void __bang_write_value(T *d, int n, T v) {
+BANG_EMU_FUNC void __bang_write_value(T *d, int n, T v) {
   emu::out("__bang_write_value", d, n);
   emu::spend(n * sizeof(T));
   std::fill(d, d + n, v);
@@ -10,7 +11,7 @@ void __bang_write_value(T *d, int n, T v) {
 
 #define BANG_EMU_BINARY(NAME, EXPR)                                      \
   template <typename T>                                                  \
-  void NAME(T *d, T *a, T *b, int n) {                                   \
+  BANG_EMU_FUNC void NAME(T *d, T *a, T *b, int n) {                     \
     emu::binary(#NAME, d, a, b, n, [](T x, T y) -> T { return EXPR; });  \
   }
 BANG_EMU_BINARY(__bang_add, x + y)
@@ -26,7 +27,7 @@ BANG_EMU_BINARY(__bang_le, T(x <= y))
 
 #define BANG_EMU_SCALAR(NAME, EXPR)                                  \
   template <typename T>                                              \
-  void NAME(T *d, T *a, T y, int n) {                                \
+  BANG_EMU_FUNC void NAME(T *d, T *a, T y, int n) {                  \
     emu::unary(#NAME, d, a, n, [y](T x) -> T { return EXPR; });      \
   }
 BANG_EMU_SCALAR(__bang_add_scalar, x + y)
@@ -40,12 +41,21 @@ BANG_EMU_SCALAR(__bang_le_scalar, T(x <= y))
 
 #define BANG_EMU_CYCLE(NAME, EXPR)                                         \
   template <typename T>                                                    \
-  void NAME(T *d, T *a, T *b, int n, int m) {                              \
+  BANG_EMU_FUNC void NAME(T *d, T *a, T *b, int n, int m) {                \
     emu::cycle(#NAME, d, a, b, n, m, [](T x, T y) -> T { return EXPR; });  \
   }
 BANG_EMU_CYCLE(__bang_cycle_add, x + y)
 BANG_EMU_CYCLE(__bang_cycle_sub, x - y)
 BANG_EMU_CYCLE(__bang_cycle_mul, x *y)
+
+// d = a * b + c, rounded twice, in the time of one pass; of the forms of this intrinsic, that of a scalar b. A real use of it, compiled for
+// 372: Cambricon/mlu-ops v1.5.2, kernels/border_align/border_align_forward/border_align_forward_union1.mlu:95 (m = n there, too).
+enum mluFusionOpCode { FUSION_FMA };
+template <typename T>
+BANG_EMU_FUNC void __bang_fusion(mluFusionOpCode, T *d, T *a, T b, T *c, int n, int m) {
+  if (m != n) emu::fail("__bang_fusion: a cycle of %d of %d elements is not modelled", m, n);
+  emu::binary("__bang_fusion", d, a, c, n, [b](T x, T z) -> T { return T(x * b) + z; });
+}
 
 #define BANG_EMU_UNARY(NAME, EXPR)                                              \
   BANG_EMU_FUNC void NAME(float *d, float *s, int n) {                          \
@@ -67,7 +77,7 @@ BANG_EMU_FUNC void __bang_float2half_rn(half *d, float *s, int n) {
 
 // [rows, cols] -> [cols, rows]; before 3xx both dimensions had to be a multiple of 64 bytes
 template <typename T>
-void __bang_transpose(T *d, T *s, int rows, int cols) {
+BANG_EMU_FUNC void __bang_transpose(T *d, T *s, int rows, int cols) {
   const char *op = "__bang_transpose";
   if (emu::state().options.is_strict && (rows * sizeof(T) % 64 || cols * sizeof(T) % 64))
     emu::fail("%s: %dx%d: each dimension must be a multiple of 64 bytes", op, rows, cols);
