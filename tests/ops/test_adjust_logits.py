@@ -17,6 +17,7 @@ from vlmfx.errors import ShapeError
 from vlmfx.ops.adjust_logits import OP, adjust_logits, reference
 
 FILE = "triton/adjust_logits.py"
+MLU = "mlu/kernels/adjust_logits.mlu"
 MUTANTS = [
     Mutant(FILE, "inside = ids < VOCAB\n", "inside = ids < VOCAB - 1\n"),
     Mutant(FILE, "row * ((VOCAB + 31) // 32)", "row * (VOCAB // 32)"),
@@ -32,6 +33,13 @@ MUTANTS = [
     Mutant(FILE, "tl.where(x > 0, smaller, x * repeated)", "smaller"),
     Mutant(FILE, "tl.where(count > 0, less, x)", "less"),
     Mutant(FILE, "x + added.to(x.dtype)", "added.to(x.dtype)"),
+    Mutant(MLU, "mask_words = (vocab + 31) / 32", "mask_words = vocab / 32"),
+    Mutant(MLU, "__bang_bor((int8_t *)x, (int8_t *)x, (int8_t *)planes, bytes);", ""),
+    Mutant(MLU, "if (count == TAKEN) continue;", ""),
+    Mutant(MLU, "at + i >= first_answer ?", "at + i > first_answer ?"),
+    Mutant(MLU, "MIN(PIECE, num - at + 1)", "MIN(PIECE, num - at)"),
+    Mutant(MLU, "t ? tokens.ends[t - 1] : 0", "0"),
+    Mutant(MLU, "count > 0 ? value - frequency", "true ? value - frequency"),
 ]
 
 Args = tuple[Any, ...]  # as the op's schema
@@ -81,6 +89,18 @@ def check(kernel: Kernel, case: Args) -> None:
     for mine, theirs in zip(case, before, strict=True):
         if mine is not None:
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def mlu_case() -> tuple[Args, dict[str, int]]:
+    """16 rows of Qwen2-VL-7B's vocabulary with all there is: a mask, 300 biases, and penalties for 1,500 tokens."""
+    rows, vocab, g = 16, 152_064, torch.Generator().manual_seed(0)
+    mask = torch.randint(-(2**31), 2**31, (rows, vocab // 32), generator=g).int()
+    bias_ids, bias = torch.arange(300, dtype=torch.int32).repeat(rows, 1) * 500, torch.ones(rows, 300)
+    history = torch.randint(0, vocab, (rows, 1500), generator=g).int()
+    state = history, torch.full((rows,), 1000, dtype=torch.int32), torch.full((rows,), 7)
+    penalties = (torch.full((rows,), value) for value in (0.5, 0.25, 1.25))
+    args = (normal(0, rows, vocab, dtype=torch.float16), mask, bias_ids, bias, *state, *penalties)
+    return args, {"rows": rows, "vocab": vocab, "mask": 1}
 
 
 def by_definition(case: Args) -> list[list[float]]:

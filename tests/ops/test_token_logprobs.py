@@ -22,15 +22,23 @@ MUTANTS = [
     Mutant("triton/token_logprobs.py", "chunk = row * 2 * CHUNKS + tl", "chunk = row * CHUNKS + tl"),
     Mutant("triton/token_logprobs.py", "parts * tl.exp(mosts - base)", "parts"),
     Mutant("triton/token_logprobs.py", "tl.sum((place > own)", "tl.sum((place >= own)"),
+    Mutant("mlu/kernels/token_logprobs.mlu", "above += x[i] == own", "above += x[i] > own"),
+    Mutant("mlu/kernels/token_logprobs.mlu", "list.values[at - 1] < value; --at", "list.values[at - 1] <= value; --at"),
+    Mutant("mlu/kernels/token_logprobs.mlu", "seen.sum *= small[0];", ""),
+    Mutant("mlu/kernels/token_logprobs.mlu", "add_to(list, value, first + i);", "add_to(list, value, i);"),
+    Mutant("mlu/kernels/token_logprobs.mlu", "        has_nan = true;", ""),
+    Mutant("mlu/kernels/token_logprobs.mlu", "first + i > after);", "first + i >= after);"),
 ]
 
 FLOATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Any, ...]:
+def cases(
+    draw: st.DrawFn, vocabs: tuple[int, ...] = (1, 2, 7, 63, 64, 65, 130, 200), floats: st.SearchStrategy[Any] = FLOATS
+) -> tuple[Any, ...]:
     """No rows, one token, a chunk of 64 and a token more, several; ties, NaN, infinities, nothing; all tokens, and no others."""
-    rows, vocab = draw(st.integers(0, 3)), draw(st.sampled_from([1, 2, 7, 63, 64, 65, 130, 200]))
+    rows, vocab = draw(st.integers(0, 3)), draw(st.sampled_from(vocabs))
     x = normal(draw(SEEDS), rows, vocab) * draw(st.sampled_from([1.0, 10.0]))
     if draw(st.booleans()):
         x = (x * 2).round() / 2
@@ -42,7 +50,21 @@ def cases(draw: st.DrawFn) -> tuple[Any, ...]:
             x[row] = -math.inf
     ids = torch.tensor([draw(st.integers(0, vocab - 1)) for _ in range(rows)], dtype=torch.int64)
     num = min(vocab, draw(st.sampled_from([0, 1, 2, 5, 20, 64, 65, 1000])))
-    return draw(strided(x, draw(FLOATS))), ids, num
+    return draw(strided(x, draw(floats))), ids, num
+
+
+def telling_cases() -> st.SearchStrategy[tuple[Any, ...]]:
+    """Of dtypes that all kernels take, and more often of several chunks."""
+    floats = st.sampled_from([torch.float32, torch.float16])
+    return st.booleans().flatmap(lambda is_large: cases((130, 200), floats) if is_large else cases(floats=floats))
+
+
+def mlu_case() -> tuple[tuple[Any, ...], dict[str, int]]:
+    """32 rows of Qwen2-VL-7B's vocabulary and the 20 most likely; taken: how many of a row are at some time among them, to expect."""
+    vocab, num = 152_064, 20
+    taken = int(num * (1 + math.log(vocab / 512)))
+    args = (normal(0, 32, vocab, dtype=torch.float16), torch.arange(32) * 4001, num)
+    return args, {"rows": 32, "vocab": vocab, "taken": taken}
 
 
 def check(kernel: Kernel, case: tuple[Any, ...]) -> None:

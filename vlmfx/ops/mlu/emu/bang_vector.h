@@ -167,3 +167,49 @@ BANG_EMU_FUNC void __bang_argmax(float *d, float *s, int n) {
   d[0] = s[best];
   ((unsigned *)d)[1] = best;
 }
+
+// ---- whole numbers and bits ---------------------------------------------------------------------------------------------------------
+// Cambricon/mlu-ops v1.5.2, in files without a guard for the architecture: kernels/voxelization/voxelization_kernel.mlu (count and
+// findfirst1 by value; comparison and product of int32_t), kernels/lgamma/lgamma_block.mlu (bits as int8_t, int32_t times a scalar),
+// kernels/ms_deform_attn/ms_deform_attn_forward/msda_forward_fast_union1.mlu (cycle_band), and
+// kernels/roiaware_pool3d/roiaware_pool3d_union1.mlu (float2int32_tz, which has a branch for 372 beside it)
+
+// How many elements are not 0.
+BANG_EMU_FUNC unsigned __bang_count(float *s, int n) {
+  emu::in("__bang_count", s, n);
+  emu::spend(n * 4);
+  unsigned count = 0;
+  for (int i = 0; i < n; ++i) count += s[i] != 0;
+  return count;
+}
+
+// The index of the first element that is not 0; what it is of none is not known, and a fault here.
+BANG_EMU_FUNC unsigned __bang_findfirst1(float *s, int n) {
+  emu::in("__bang_findfirst1", s, n);
+  emu::spend(n * 4);
+  for (int i = 0; i < n; ++i)
+    if (s[i] != 0) return i;
+  emu::fail("__bang_findfirst1: every element is 0");
+}
+
+// n is a number of bytes; operands are looked at as words, else bits would be taken for poison
+#define BANG_EMU_BITS(NAME, EXPR)                                                                                              \
+  BANG_EMU_FUNC void NAME(int8_t *d, int8_t *a, int8_t *b, int n) {                                                            \
+    emu::binary(#NAME, (int32_t *)d, (int32_t *)a, (int32_t *)b, n / 4, [](int32_t x, int32_t y) -> int32_t { return EXPR; }); \
+  }
+BANG_EMU_BITS(__bang_band, x &y)
+BANG_EMU_BITS(__bang_bor, x | y)
+
+BANG_EMU_FUNC void __bang_bnot(int8_t *d, int8_t *s, int n) {
+  emu::unary("__bang_bnot", (int32_t *)d, (int32_t *)s, n / 4, [](int32_t x) -> int32_t { return ~x; });
+}
+BANG_EMU_FUNC void __bang_cycle_band(int8_t *d, int8_t *a, int8_t *b, int n, int m) {
+  emu::cycle("__bang_cycle_band", (int32_t *)d, (int32_t *)a, (int32_t *)b, n / 4, m / 4,
+             [](int32_t x, int32_t y) -> int32_t { return x & y; });
+}
+
+// Truncated; position is that of the fixed point, always 0 here.
+BANG_EMU_FUNC void __bang_float2int32_tz(int32_t *d, float *s, int n, int position) {
+  if (position) emu::fail("__bang_float2int32_tz: position %d", position);
+  emu::unary("__bang_float2int32_tz", d, s, n, [](float x) -> int32_t { return (int32_t)x; });
+}
