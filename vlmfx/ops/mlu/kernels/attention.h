@@ -3,12 +3,12 @@
 #include "launch.h"
 
 #define INDEX_PIECE 1024  // numbers of a table in device memory that are in NRAM at a time
-// A score that is not one, and the greatest score before any. Both are finite, as their differences are, and the first is so far below
-// the second that its power is 0: a key that is not seen has no weight even where no other is seen.
+// A score that is not one, and the greatest score before any. Both are finite, as their difference is, and the first is so far
+// below the second that its power is 0: a key that is not seen has no weight, even where no other is seen.
 #define NO_SCORE -3e38f
 #define NO_TOP -1e30f
 
-// keys, values [end - begin, padded] = positions begin to end of a sequence, for one KV head; asynchronous
+// What one sequence has in a paged cache, for one KV head
 template <typename T>
 struct Cache {
   const T *k, *v;    // [num_blocks, kv_heads, block_size, dim]
@@ -17,6 +17,7 @@ struct Cache {
   int first, max_blocks, sequence, kv_head, kv_heads, block_size, dim, padded;
 };
 
+// dst [num, padded] = rows of dim elements that begin `stride` elements apart; asynchronous
 template <typename T>
 __mlu_func__ void load_rows(T *dst, const T *src, int num, int dim, int padded, int stride) {
   if (dim == padded && dim == stride)
@@ -25,6 +26,7 @@ __mlu_func__ void load_rows(T *dst, const T *src, int num, int dim, int padded, 
     __memcpy_async(dst, src, dim * sizeof(T), GDRAM2NRAM, padded * sizeof(T), stride * sizeof(T), num - 1);
 }
 
+// keys, values [end - begin, padded] = positions begin to end; asynchronous. No block is read but those that hold them.
 template <typename T>
 __mlu_func__ void load_cached(T *keys, T *values, Cache<T> &cache, int begin, int end) {
   for (int at = begin; at < end;) {
@@ -52,38 +54,41 @@ __mlu_func__ void load_index(int *piece, const int *all, int i, int total) {
 // A task's items, back and forth: where each is longer than the one before, two rounds together are alike.
 __mlu_func__ int item_of(int round) { return round * taskDim + (round % 2 ? taskDim - 1 - taskId : taskId); }
 
-// ---- a tile of queries ------------------------------------------------------------------------------------------------------------------
-// Queries are the lanes of all vectors, and a key's or a value's element is a scalar of them: a product is one fused pass, sums over the
-// head and over keys need no transpose and no fold, and what is beyond a tail is never touched. Lane j * group + g is head g of query j.
-// A lane's result depends on nothing but its query and its keys by tiles of KEYS from the first position on.
+// ---- a tile of queries -------------------------------------------------------------------------------------------------------
+// Queries are the lanes of all vectors, and an element of a key or a value is a scalar beside them: a product is one fused pass,
+// sums over the head and over keys need no transpose and no fold, and what lies beyond a tail is never touched. Lane
+// j * group + g is head g of query j. A lane's result depends on nothing but its query and its keys by tiles of KEYS from the
+// first position on.
 //
-// Cycles a pair of a lane and a key, in 32nds: 2 dim of products, 5 of softmax (scale, greatest, less it, power, sum), and dim / KEYS to
-// fade the sums.
+// Cycles of a lane and a key, in 32nds: 2 dim of products, 5 of softmax (scale, greatest, less it, power, sum), and dim / KEYS to
+// fade the sums. On 3xx a fused multiply-add is one pass through two units and rounds twice (yao-matrix/mblog: "Vector FMA
+// 数值问题分析"); products are 98 % of all. [?] What a pass costs beside its vectors, at 14 of them for 448 lanes: its start, and its
+// scalar's load.
 #define KEYS 32
 
 // A core's NRAM for a tile, whose kernel names T, padded and lanes
-#define QUERY_TILE(X)               \
-  X(float, queries, padded *lanes)  \
-  X(float, sums, padded *lanes)     \
-  X(float, scores, KEYS *lanes)     \
-  X(float, top, lanes)              \
-  X(float, greatest, lanes)         \
-  X(float, fade, lanes)             \
-  X(float, total, lanes)            \
-  X(float, count, FLOATS)           \
-  X(float, hidden, FLOATS)          \
-  X(float, keys, KEYS *padded)      \
-  X(float, values, KEYS *padded)    \
-  X(T, keys_in, 2 * KEYS * padded)  \
+#define QUERY_TILE(X)              \
+  X(float, queries, padded *lanes) \
+  X(float, sums, padded *lanes)    \
+  X(float, scores, KEYS *lanes)    \
+  X(float, top, lanes)             \
+  X(float, greatest, lanes)        \
+  X(float, fade, lanes)            \
+  X(float, total, lanes)           \
+  X(float, count, FLOATS)          \
+  X(float, hidden, FLOATS)         \
+  X(float, keys, KEYS *padded)     \
+  X(float, values, KEYS *padded)   \
+  X(T, keys_in, 2 * KEYS * padded) \
   X(T, values_in, 2 * KEYS * padded)
 
 struct QueryTile {
-  float *queries, *sums;               // [padded, lanes]
-  float *scores;                       // [KEYS, lanes]
+  float *queries, *sums;                 // [padded, lanes]
+  float *scores;                         // [KEYS, lanes], then weights
   float *top, *greatest, *fade, *total;  // [lanes]
-  float *count, *hidden;               // [FLOATS]: 0, 1, …; scratch
-  float *keys, *values;                // [KEYS, padded]
-  int dim, padded, lanes, num, group;  // num queries of `group` heads in `lanes` lanes, a multiple of FLOATS
+  float *count, *hidden;                 // [FLOATS]: 0, 1, …; scratch
+  float *keys, *values;                  // [KEYS, padded]
+  int dim, padded, lanes, num, group;    // num queries of `group` heads in `lanes` lanes, a multiple of FLOATS
 };
 
 // The state before any key, of rows q [num, stride] of which each begins with `group` heads
@@ -113,8 +118,8 @@ __mlu_func__ void hide(QueryTile &t, float *scores, int at, bool is_end) {
   __bang_add(scores, scores, t.hidden, FLOATS);
 }
 
-// The state after keys and values [begin, end) of the tile, of which each is seen. Row r is seen by queries from shift + r on, and with a
-// window by so many. scale has log2(e) in it, as powers are of 2; it multiplies sums, so that equal ones stay equal.
+// The state after rows [begin, end) of keys and values, each seen by some query: row r by those from shift + r on, with a window
+// by so many. scale has log2(e) in it, as powers are of 2; it multiplies sums, so that equal ones stay equal.
 // Source: Milakov and Gimelshein, arXiv:1805.02867; Dao, arXiv:2307.08691, algorithm 1.
 __mlu_func__ void attend(QueryTile &t, int begin, int end, int shift, int window, float scale) {
   const int lanes = t.lanes, num_scores = (end - begin) * lanes;
