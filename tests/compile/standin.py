@@ -4,6 +4,7 @@ A real graph runs nothing while it is captured. So does this one, in effect: wha
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +17,9 @@ FACTORIES = ("empty", "zeros", "ones", "full", "arange", "empty_strided", "scala
 
 
 class Recording(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, factories: Collection[str] = FACTORIES) -> None:
         super().__init__()
+        self.factories = factories
         self.calls: list[Any] = []
         self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -25,7 +27,7 @@ class Recording(TorchDispatchMode):
         name = func._schema.name.partition("::")[2]
         if name in SYNCS:
             raise RuntimeError(f"{name} synchronizes while a graph is captured")
-        if name in FACTORIES:
+        if name in self.factories:
             raise RuntimeError(f"{name} allocates while a graph is captured")
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -39,10 +41,11 @@ class Graph:
     """As torch.cuda.CUDAGraph."""
 
     num_replays = 0
+    factories: Collection[str] = FACTORIES  # ops that may not be captured, as they allocate
 
     def capture_begin(self, pool: Any = None) -> None:
         self._pool = pool or object()
-        self.recording = Recording()
+        self.recording = Recording(self.factories)
         self.recording.__enter__()
         StandIn.capturing = True
 

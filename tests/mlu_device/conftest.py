@@ -9,7 +9,10 @@ from vlmfx.ops.mlu.emu import device
 
 
 class Graph(standin.Graph):
-    """As torch.mlu.MLUGraph: besides what its parent refuses in a capture, whatever the device does not allow."""
+    """As torch.mlu.MLUGraph: it refuses to wait in a capture, and what the device does not allow in one. Memory on the device is of the
+    graph's pool, as torch's allocator gives it on a card."""
+
+    factories = ()
 
     def capture_begin(self, pool: object = None) -> None:
         super().capture_begin(pool)

@@ -1,8 +1,8 @@
 // A pretend `mlu` device for tests: tensors of PrivateUse1 whose memory is the host's, so that the emulated kernels can take their
 // addresses, and on which every operator of torch's own falls back to the CPU.
 //
-// While a graph is captured, what would stop a capture on a card does so here: reading a number on the host, and copies between host
-// and device.
+// While a graph is captured, what would stop a capture on a card does so here: reading a number on the host, copies between host and
+// device, and memory that is not of the graph's pool, which on a card is the host's.
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
@@ -45,9 +45,18 @@ struct Allocator final : c10::Allocator {
 Allocator allocator;
 REGISTER_ALLOCATOR(kMlu, &allocator);
 
+struct Pinned final : c10::Allocator {
+  c10::DataPtr allocate(size_t n) override {
+    not_while_capturing("pinned memory is allocated");
+    return c10::GetCPUAllocator()->allocate(n);
+  }
+  void copy_data(void *d, const void *s, size_t n) const override { default_copy_data(d, s, n); }
+};
+Pinned pinned;
+
 struct Hooks final : at::PrivateUse1HooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
-  at::Allocator *getPinnedMemoryAllocator() const override { return c10::GetCPUAllocator(); }
+  at::Allocator *getPinnedMemoryAllocator() const override { return &pinned; }
 };
 
 at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>, std::optional<at::Device>,
