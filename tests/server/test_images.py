@@ -7,6 +7,7 @@ import base64
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -228,6 +229,24 @@ def test_a_uuid_with_pixels_and_then_without(service, kind):
     assert request(service, "GET", f"{IMAGES}/picture-1").json()["id"] == handle(service)
     answer(service, CHAT, about({"type": kind, kind: data_url(OTHER), "uuid": "picture-1"}))  # the name moves on
     assert request(service, "GET", f"{IMAGES}/picture-1").json()["id"] == handle(service, OTHER)
+
+
+@pytest.mark.parametrize("key", ["url", "path"])
+def test_a_uuid_beside_a_url_by_transformers_names(service, key):
+    """The picture is named, not asked for by its name."""
+    part = {"type": "image", key: data_url(PNG), "uuid": "picture-1"}
+    first = answer(service, CHAT, about(part))
+    assert answer(service, CHAT, about(ref("picture-1")))["choices"] == first["choices"]
+    assert encoded_by(service) == 1
+
+
+@pytest.mark.parametrize("name", ["https://example.com/a.png", "a/b", "/a", "a/", "files"])
+def test_names_of_any_characters_are_asked_for(service, name):
+    answer(service, CHAT, about({"type": "image_url", "image_url": {"url": data_url(PNG)}, "uuid": name}))
+    path = f"{IMAGES}/{quote(name, safe='')}"
+    assert request(service, "GET", path).json()["id"] == handle(service)
+    assert request(service, "DELETE", path).json()["deleted"]
+    missing(request(service, "GET", path), "id")
 
 
 def test_limits_of_a_prompt_hold_for_handles():

@@ -26,7 +26,7 @@ GET: dict[str, Endpoint] = {
     "/metrics": status.metrics,
     "/v1/models": status.models,
     "/v1/models/{name:path}": status.model,
-    "/v1/images/{id}": images.get,
+    "/v1/images/{id:path}": images.get,
 }
 
 
@@ -48,14 +48,14 @@ POST: dict[str, Endpoint] = {
     "/detokenize": tokens.detokenize,
     "/v1/images": images.put,
 }
-DELETE: dict[str, Endpoint] = {"/v1/images/{id}": images.delete}
+DELETE: dict[str, Endpoint] = {"/v1/images/{id:path}": images.delete}
 
 
 def create_app(service: Service) -> FastAPI:
     """An application of a service, whose engine is the caller's to close. Keys and origins are those of the service's options."""
     options = service.options
-    # No pages of documentation: they would load scripts from another host.
-    app = FastAPI(title="vlmfx", openapi_url=None, docs_url=None, redoc_url=None)
+    # No pages of documentation: they would load scripts from another host. No redirects: they would name whatever host the client does.
+    app = FastAPI(title="vlmfx", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     pages = page.endpoints() if options.page else {}
     for method, endpoints in (("GET", {**GET, **pages}), ("POST", POST), ("DELETE", DELETE)):
         for path, endpoint in endpoints.items():
