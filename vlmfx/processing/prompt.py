@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlmfx.errors import InvalidRequest, shown
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.processing import video
+from vlmfx.processing import containers, video
 from vlmfx.processing.conversation import KEYS as CHAT_KEYS
 from vlmfx.processing.conversation import render as render_conversation
 from vlmfx.processing.embed_files import read_files
@@ -81,7 +81,7 @@ def plan(processor: Processor, prompt: Any) -> Plan:
         text, chat_media = chat_prompt(processor, request)
         given, given_videos = chat_media["image"], chat_media["video"]
     source: str | list[int] = text if text is not None else _ids_of(processor, request["prompt_token_ids"])
-    images, embeds, image_layouts = _images(functions, cfg, given)
+    images, embeds, image_layouts = _images(functions, cfg, given, processor.media.max_image_pixels)
     videos = _videos(processor, given_videos, request.get("media_io_kwargs"))
     if videos and embeds is not None:
         raise InvalidRequest(
@@ -302,7 +302,9 @@ def _request_config(processor: Processor, settings: Mapping[str, Any]) -> Any:
     return change(processor.config, **settings) if settings else processor.config
 
 
-def _images(functions: ModuleType, cfg: Any, value: Any) -> tuple[list[Any], Tensor | None, list[MediaLayout]]:
+def _images(
+    functions: ModuleType, cfg: Any, value: Any, max_pixels: int
+) -> tuple[list[Any], Tensor | None, list[MediaLayout]]:
     """(images, still as they were given; ready embeddings or None; layouts)."""
     if value is None or (isinstance(value, (list, tuple)) and not value):
         return [], None, []
@@ -310,7 +312,8 @@ def _images(functions: ModuleType, cfg: Any, value: Any) -> tuple[list[Any], Ten
         rows, layouts = functions.embed_inputs(cfg, value)
         return [], rows, layouts
     images = list(value) if isinstance(value, (list, tuple)) else [value]
-    return images, None, [functions.layout(cfg, image_size(item, field=IMAGE_FIELD)) for item in images]
+    sizes = (image_size(item, field=IMAGE_FIELD, max_pixels=max_pixels) for item in images)
+    return images, None, [functions.layout(cfg, size) for size in sizes]
 
 
 def _videos(processor: Processor, given: list[Any], settings: Any) -> list[tuple[Any, video.VideoPlan]]:
@@ -319,7 +322,10 @@ def _videos(processor: Processor, given: list[Any], settings: Any) -> list[tuple
         raise InvalidRequest(video.FIELD, "this model takes no videos; pass some of its frames as images.")
     sampling = video.sampling_of(processor.media_io_kwargs if settings is None else settings)
     check_count_of(processor, "video", len(given))
-    return [(item, video.probe(item, sampling)) for item in given]
+    made = [(item, video.probe(item, sampling)) for item in given]
+    for _, chosen in made:
+        containers.check_size(chosen.width, chosen.height, video.FIELD, processor.media.max_image_pixels)
+    return made
 
 
 def _is_embeds(value: Any) -> bool:
