@@ -271,6 +271,23 @@ def test_vectors_of_handles():
         ][0]["score"] == pytest.approx(1)
 
 
+def test_the_most_pixels_of_an_image():
+    """By every way that one comes, frames among them."""
+    with serving(tiny(), max_image_pixels=60 * 40) as service:
+        large = encoded(picture(61, 40))
+        jpeg = base64.b64encode(encoded(picture(61, 40), "JPEG")).decode()
+        for part in (
+            {"type": "image_url", "image_url": {"url": data_url(large)}},
+            {"type": "image_url", "image_url": {"url": data_url(large)}, "uuid": "x"},
+            {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{jpeg},{jpeg}"}},
+        ):
+            assert "2400" in refused(service, CHAT, about(part))["message"]
+        assert "2400" in put(service, large).json()["error"]["message"]
+        assert len(service.images) == 0
+        answer(service, CHAT, about({"type": "image_url", "image_url": {"url": data_url(PNG)}}))
+        handle(service)
+
+
 def test_a_server_that_keeps_none():
     with serving(tiny(), max_image_store_bytes=0) as service:
         response = put(service)

@@ -14,6 +14,7 @@ from vlmfx.server import embeddings, generation, images, page, status, tokens
 from vlmfx.server.auth import OPEN_PATHS, Auth
 from vlmfx.server.calls import Call, Calls, call_of
 from vlmfx.server.errors import HttpError, error_reply
+from vlmfx.server.hosts import Hosts, checked_hosts
 from vlmfx.server.replies import guarded
 from vlmfx.server.service import Service
 
@@ -77,6 +78,9 @@ def create_app(service: Service) -> FastAPI:
     def count(call: Call) -> None:
         service.metrics.answered(call.route, call.status)
 
+    hosts = checked_hosts(options)
+    if hosts is not None:
+        app.add_middleware(Hosts, names=hosts)
     if options.root_path:
         app.add_middleware(Prefix, root_path=options.root_path.rstrip("/"))
     app.add_middleware(Calls, as_json=options.log_format == "json", at_end=count)

@@ -71,7 +71,7 @@ def stored(
     blob: bytes, field: str, owner: bytes, store: ImageStore, processor: Processor, name: str | None = None
 ) -> StoredImage:
     """The image of a file whose header is good, in the store. Raises InvalidRequest and EngineFull."""
-    height, width = image_size(blob, field=field)
+    height, width = image_size(blob, field=field, max_pixels=processor.media.max_image_pixels)
     try:
         layout: MediaLayout = processor.functions.layout(processor.config, (height, width))
     except InvalidRequest as error:

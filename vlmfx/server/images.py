@@ -67,7 +67,7 @@ def _kept(service: Service, call: Call, given: bytes | str) -> StoredImage:
         most = service.images.max_bytes - ENTRY_BYTES
         message = f"the image has {len(blob)} bytes, but {most} are kept at most; send it with each request."
         raise InvalidRequest(field, message, found=len(blob), expected=most)
-    with loaded(blob, field=field):
+    with loaded(blob, field=field, max_pixels=service.processor.media.max_image_pixels):
         pass
     return stored(blob, field, call.owner, service.images, service.processor)
 
