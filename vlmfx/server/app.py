@@ -64,7 +64,7 @@ def create_app(service: Service) -> FastAPI:
             app.add_route(path, guarded(path, partial(endpoint, service), service.metrics), methods=[method])
     app.add_exception_handler(HTTPException, _http_error)
     if options.api_keys:
-        app.add_middleware(Auth, keys=options.api_keys, open_paths=OPEN_PATHS.union(pages, [""] if pages else []))
+        app.add_middleware(Auth, keys=options.api_keys, open_paths=OPEN_PATHS.union(pages))
     if options.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -82,21 +82,24 @@ def create_app(service: Service) -> FastAPI:
     if hosts is not None:
         app.add_middleware(Hosts, names=hosts)
     if options.root_path:
-        app.add_middleware(Prefix, root_path=options.root_path.rstrip("/"))
+        app.add_middleware(Prefix, root_path=options.root_path.rstrip("/"), has_page=options.page)
     app.add_middleware(Calls, as_json=options.log_format == "json", at_end=count)
     return app
 
 
 class Prefix:
-    """Takes paths with root_path before them and without, as proxies leave it there or not."""
+    """Takes paths with root_path before them and without, as proxies leave it there or not. root_path alone leads to the page."""
 
-    def __init__(self, app: ASGIApp, root_path: str) -> None:
-        self.app, self.root_path = app, root_path
+    def __init__(self, app: ASGIApp, root_path: str, has_page: bool) -> None:
+        self.app, self.root_path, self.has_page = app, root_path, has_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
         if scope["type"] == "http":
             scope["root_path"] = self.root_path
-        await self.app(scope, receive, send)
+            if self.has_page and scope["path"] == self.root_path:
+                app = Response(status_code=307, headers={"Location": f"{self.root_path}/"})
+        await app(scope, receive, send)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
