@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -94,12 +94,12 @@ class Bodies:
         return HttpError(413, message, code="request_too_large", headers={"Connection": "close"})
 
 
-async def read_json(request: Request, bodies: Bodies, pool: ThreadPoolExecutor, read: Callable[[Any], T]) -> T:
+async def read_json(request: Request, bodies: Bodies, pool: Executor, read: Callable[[Any], T]) -> T:
     """read(what the body of a request says), in a thread where it is not small. Raises as `Bodies.read` and read do, and InvalidRequest."""
     return await parsed_in(pool, await bodies.read(request), read)
 
 
-async def parsed_in(pool: ThreadPoolExecutor, text: bytes, read: Callable[[Any], T]) -> T:
+async def parsed_in(pool: Executor, text: bytes, read: Callable[[Any], T]) -> T:
     """read(what a JSON text says), in a thread where it is not small. Raises as read does, and InvalidRequest."""
     if len(text) <= SMALL:
         return read(parsed(text))

@@ -34,7 +34,9 @@ async def put(service: Service, request: Request) -> Response:
     given = await parsed_in(service.working, body, _url) if is_json else body
     fetches = isinstance(given, str) and is_fetched(given)
     make = partial(_kept, service, call_of(request.scope), given)
-    response = await unless_gone(request.receive, reply(lambda: _described(service, make()), service.pool(fetches)))
+    response = await unless_gone(
+        request.receive, reply(lambda: _described(service, make()), service.pool_aside(fetches))
+    )
     assert response is not None
     return response
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.events import Event, Output
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
-from vlmfx.errors import EngineFull, InvalidRequest, shown
+from vlmfx.errors import InvalidRequest, shown
 from vlmfx.openai.fields import check_model
 from vlmfx.openai.requests import request_options
 from vlmfx.processing.prompt import Processor
@@ -24,13 +24,15 @@ from vlmfx.server.body import Bodies
 from vlmfx.server.calls import Call
 from vlmfx.server.charges import charged_to
 from vlmfx.server.errors import HttpError
-from vlmfx.server.fetchers import Fetchers
 from vlmfx.server.image_parts import with_images
 from vlmfx.server.image_store import ImageStore, StoredImage
 from vlmfx.server.metrics import Metrics
 from vlmfx.server.options import ServerOptions
+from vlmfx.server.workers import Workers
 
-NUM_FETCHING = 64  # threads for prompts that name URLs: they wait for hosts most of the time
+NUM_WORKING = 8
+NUM_ASIDE = 2
+NUM_FETCHING = 64  # they wait for hosts most of the time
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
 
 
@@ -46,15 +48,19 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     bodies: Bodies = field(init=False)
     images: ImageStore = field(init=False)
-    # Hosts that answer slowly must not keep prompts waiting that name none.
-    working: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "vlmfx-serve"))
-    fetching: Fetchers = field(default_factory=lambda: Fetchers(NUM_FETCHING))
+    working: Workers = field(init=False)  # bodies, prompts, answers: the engine says how many may wait
+    # Neither pictures to keep and texts to count, nor hosts that answer slowly, may keep prompts waiting.
+    aside: Workers = field(init=False)
+    fetching: Workers = field(init=False)
 
     def __post_init__(self) -> None:
         options = self.options
         bodies = Bodies(options.max_body_bytes, options.max_held_bytes, options.body_timeout_s)
         object.__setattr__(self, "bodies", bodies)
         object.__setattr__(self, "images", ImageStore(options.max_image_store_bytes, options.image_ttl_s))
+        object.__setattr__(self, "working", Workers(NUM_WORKING, "vlmfx-serve"))
+        object.__setattr__(self, "aside", Workers(NUM_ASIDE, "vlmfx-aside", options.max_waiting))
+        object.__setattr__(self, "fetching", Workers(NUM_FETCHING, "vlmfx-fetch", options.max_waiting))
         self.metrics.watch(self.images)
 
     @property
@@ -129,12 +135,12 @@ class Service:
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], wants_all: bool = True
     ) -> AsyncGenerator[list[Event], None]:
         """As `AsyncEngine.events`."""
-        pool = self.pool(any(map(names_urls, prompts)))
+        pool = self.fetching if any(map(names_urls, prompts)) else self.working
         return self.engine.events(make, len(prompts), pool, wants_all=wants_all)
 
-    def pool(self, fetches: bool) -> Executor:
-        """The threads for work that may fetch from elsewhere, or may not."""
-        return self.fetching if fetches else self.working
+    def pool_aside(self, fetches: bool) -> Executor:
+        """The threads for what needs no engine, by whether it may fetch from elsewhere."""
+        return self.fetching if fetches else self.aside
 
     async def outputs(
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], call: Call
@@ -158,9 +164,9 @@ class Service:
         self.metrics.finished(output, call.seconds)
 
     def close(self) -> None:
-        """End the threads, and give up what is fetched; the engine is to be closed before."""
-        self.working.shutdown(wait=False, cancel_futures=True)
-        self.fetching.end(EngineFull("the server is shut down, before the request was done; send it to another."))
+        """End the threads, and give up what they have not done; the engine is to be closed before."""
+        for workers in (self.working, self.aside, self.fetching):
+            workers.end("the server is shut down, before the request was done; send it to another.")
 
     def _check_room(self, field: str, request: Request) -> None:
         limit, left = request.params.max_tokens, self.max_model_len - request.num_tokens

@@ -25,7 +25,7 @@ async def tokenize(service: Service, request: Request) -> Response:
 
     asked = await read_json(request, service.bodies, service.working, read)
     made = partial(_tokenized, service, asked, call_of(request.scope))
-    response = await unless_gone(request.receive, reply(made, service.pool(names_urls(asked.prompt))))
+    response = await unless_gone(request.receive, reply(made, service.pool_aside(names_urls(asked.prompt))))
     assert response is not None
     return response
 
@@ -39,7 +39,7 @@ async def detokenize(service: Service, request: Request) -> Response:
 
     ids = await read_json(request, service.bodies, service.working, read)
     decode = partial(service.processor.tokenizer.decode, ids, skip_special_tokens=False)
-    return await reply(lambda: {"prompt": decode()}, service.working)
+    return await reply(lambda: {"prompt": decode()}, service.aside)
 
 
 def _tokenized(service: Service, asked: TokenizeRequest, call: Call) -> dict[str, Any]:
