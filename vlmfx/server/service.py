@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -30,6 +31,7 @@ from vlmfx.server.metrics import Metrics
 from vlmfx.server.options import ServerOptions
 from vlmfx.server.workers import Workers
 
+PATIENCE_S = 0.05  # between looks for calls that have ended
 NUM_WORKING = 8
 NUM_ASIDE = 2
 NUM_FETCHING = 64  # they wait for hosts most of the time
@@ -52,6 +54,7 @@ class Service:
     # Neither pictures to keep and texts to count, nor hosts that answer slowly, may keep prompts waiting.
     aside: Workers = field(init=False)
     fetching: Workers = field(init=False)
+    calls: set[Call] = field(default_factory=set)  # those that have not ended
 
     def __post_init__(self) -> None:
         options = self.options
@@ -132,22 +135,26 @@ class Service:
         return with_images(prompt, call.owner, self.images, self.processor, reading)
 
     def events(
-        self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], wants_all: bool = True
+        self,
+        make: Callable[[list[int]], list[Request]],
+        prompts: Sequence[dict[str, Any]],
+        call: Call,
+        wants_all: bool = True,
     ) -> AsyncGenerator[list[Event], None]:
         """As `AsyncEngine.events`."""
-        pool = self.fetching if any(map(names_urls, prompts)) else self.working
+        pool = call.pool(self.fetching if any(map(names_urls, prompts)) else self.working)
         return self.engine.events(make, len(prompts), pool, wants_all=wants_all)
 
-    def pool_aside(self, fetches: bool) -> Executor:
+    def pool_aside(self, call: Call, fetches: bool) -> Executor:
         """The threads for what needs no engine, by whether it may fetch from elsewhere."""
-        return self.fetching if fetches else self.aside
+        return call.pool(self.fetching if fetches else self.aside)
 
     async def outputs(
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], call: Call
     ) -> list[Any]:
         """The output of each prompt, in order."""
         found: dict[int, Output] = {}
-        async with aclosing(self.events(make, prompts, wants_all=False)) as stream:
+        async with aclosing(self.events(make, prompts, call, wants_all=False)) as stream:
             async for events in stream:
                 for event in events:
                     if event.output is not None:
@@ -163,10 +170,21 @@ class Service:
         assert isinstance(output, (RequestOutput, EmbeddingRequestOutput))
         self.metrics.finished(output, call.seconds)
 
+    async def drain(self, seconds: float) -> None:
+        """Take nothing more into the engine, and wait for all calls to end; those that have not after so many seconds fail."""
+        end = time.monotonic() + seconds
+        await self.engine.drain(seconds)
+        while self.calls and time.monotonic() < end:
+            await asyncio.sleep(PATIENCE_S)
+        if self.calls:
+            self.close()
+
     def close(self) -> None:
-        """End the threads, and give up what they have not done; the engine is to be closed before."""
+        """End the threads, and give up what is not read or done; the engine is to be closed before."""
+        message = "the server is shut down, before the request was done; send it to another."
+        self.bodies.end(message)
         for workers in (self.working, self.aside, self.fetching):
-            workers.end("the server is shut down, before the request was done; send it to another.")
+            workers.end(message)
 
     def _check_room(self, field: str, request: Request) -> None:
         limit, left = request.params.max_tokens, self.max_model_len - request.num_tokens

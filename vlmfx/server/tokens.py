@@ -24,8 +24,9 @@ async def tokenize(service: Service, request: Request) -> Response:
         return tokenize_request(body)
 
     asked = await read_json(request, service.bodies, service.working, read)
-    made = partial(_tokenized, service, asked, call_of(request.scope))
-    response = await unless_gone(request.receive, reply(made, service.pool_aside(names_urls(asked.prompt))))
+    call = call_of(request.scope)
+    made = partial(_tokenized, service, asked, call)
+    response = await unless_gone(request.receive, reply(made, service.pool_aside(call, names_urls(asked.prompt))))
     assert response is not None
     return response
 
@@ -39,7 +40,7 @@ async def detokenize(service: Service, request: Request) -> Response:
 
     ids = await read_json(request, service.bodies, service.working, read)
     decode = partial(service.processor.tokenizer.decode, ids, skip_special_tokens=False)
-    return await reply(lambda: {"prompt": decode()}, service.aside)
+    return await reply(lambda: {"prompt": decode()}, service.pool_aside(call_of(request.scope), False))
 
 
 def _tokenized(service: Service, asked: TokenizeRequest, call: Call) -> dict[str, Any]:
