@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from vlmfx.engine.deadline import in_time
 from vlmfx.engine.fields import refuse
 from vlmfx.errors import ImageNotFound, InvalidRequest, shown
 from vlmfx.openai.fields import checked
@@ -35,7 +36,8 @@ async def put(service: Service, request: Request) -> Response:
     given = await parsed_in(call.pool(service.working), body, _url) if is_json else body
     make = partial(_kept, service, call, given)
     pool = service.pool_aside(call, isinstance(given, str) and is_fetched(given))
-    response = await unless_gone(request.receive, reply(lambda: _described(service, make()), pool))
+    replying = reply(lambda: _described(service, make()), pool)
+    response = await unless_gone(request.receive, in_time(replying, service.deadline(call)))
     assert response is not None
     return response
 

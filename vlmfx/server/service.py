@@ -24,7 +24,7 @@ from vlmfx.processing.prompt import Processor
 from vlmfx.server.body import Bodies
 from vlmfx.server.calls import Call
 from vlmfx.server.charges import charged_to
-from vlmfx.server.errors import HttpError
+from vlmfx.server.errors import ClientGone, HttpError
 from vlmfx.server.image_parts import with_images
 from vlmfx.server.image_store import ImageStore, StoredImage
 from vlmfx.server.metrics import Metrics
@@ -103,17 +103,18 @@ class Service:
         options = {**request_options(body), **more}
         if len(self.options.api_keys) > 1:
             _keep_apart(options, call)
-        if self.options.request_timeout_s is not None:
-            options["deadline"] = time.perf_counter() + self.options.request_timeout_s
+        options["deadline"] = self.deadline(call)
         explicit = next((n for n in ("max_completion_tokens", "max_tokens") if body.get(n) is not None), None)
 
         def make(numbers: list[int]) -> list[Request]:
             start = time.perf_counter()
+            made: list[Request] = []
             with self.charged_to(call):
                 given = [self.with_images(call, prompt) for prompt in prompts]
-                made = [
-                    self.engine.make(n, prompt, params, **options) for n, prompt in zip(numbers, given, strict=True)
-                ]
+                for number, prompt in zip(numbers, given, strict=True):
+                    if call.is_over:
+                        raise ClientGone
+                    made.append(self.engine.make(number, prompt, params, **options))
             for request in made:
                 if explicit is not None:
                     self._check_room(explicit, request)
@@ -121,6 +122,11 @@ class Service:
             return made
 
         return make
+
+    def deadline(self, call: Call) -> float | None:
+        """When a call's time is over, by time.perf_counter; its body and its prompt take of it, too."""
+        seconds = self.options.request_timeout_s
+        return None if seconds is None else call.start + seconds
 
     def charged_to(self, call: Call) -> AbstractContextManager[None]:
         """Inside, what is fetched counts among what requests hold, until the call ends."""
@@ -143,7 +149,7 @@ class Service:
     ) -> AsyncGenerator[list[Event], None]:
         """As `AsyncEngine.events`."""
         pool = call.pool(self.fetching if any(map(names_urls, prompts)) else self.working)
-        return self.engine.events(make, len(prompts), pool, wants_all=wants_all)
+        return self.engine.events(make, len(prompts), pool, deadline=self.deadline(call), wants_all=wants_all)
 
     def pool_aside(self, call: Call, fetches: bool) -> Executor:
         """The threads for what needs no engine, by whether it may fetch from elsewhere."""

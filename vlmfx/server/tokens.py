@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from vlmfx.engine.deadline import in_time
 from vlmfx.openai.tokens import TokenizeRequest, detokenize_request, tokenize_request
 from vlmfx.processing.prompt import plan
 from vlmfx.server.body import read_json
@@ -26,7 +27,8 @@ async def tokenize(service: Service, request: Request) -> Response:
     asked = await read_json(request, service.bodies, service.working, read)
     call = call_of(request.scope)
     made = partial(_tokenized, service, asked, call)
-    response = await unless_gone(request.receive, reply(made, service.pool_aside(call, names_urls(asked.prompt))))
+    replying = reply(made, service.pool_aside(call, names_urls(asked.prompt)))
+    response = await unless_gone(request.receive, in_time(replying, service.deadline(call)))
     assert response is not None
     return response
 
