@@ -18,10 +18,11 @@ class ServerOptions:
     """names: what clients may call the model, the first of them in answers. host None is every address of the machine, as in vLLM.
 
     api_keys: one of them must come with a request; none lets everybody in. page: whether there is one at / to try the model on.
-    max_waiting: requests that wait for the engine, beyond those that run. max_body_bytes: of a request; max_held_bytes: of the bodies
-    of all requests that are being served; a body must be there within body_timeout_s. request_timeout_s: from a request's arrival to
-    its end; None is no limit. drain_timeout_s: what runs at SIGTERM may take so long to end. max_image_store_bytes: of images that are
-    kept for later requests, 0 for none; image_ttl_s: how long one is kept that nobody uses. Raises InvalidRequest."""
+    max_waiting: requests that wait for the engine, beyond those that run; also of what needs no engine, and of what fetches.
+    max_body_bytes: of a request; max_held_bytes: of the bodies of all requests that are being served; a body must be there within
+    body_timeout_s. request_timeout_s: from a request's first byte to its end; None is no limit. drain_timeout_s: what runs at SIGTERM
+    may take so long to end. max_image_store_bytes: of images that are kept for later requests, 0 for none; image_ttl_s: how long one
+    is kept that nobody uses. Raises InvalidRequest."""
 
     names: tuple[str, ...]
     host: str | None = None

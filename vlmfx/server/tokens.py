@@ -1,4 +1,5 @@
-"""/tokenize and /detokenize: prompts to token ids, images counted from their headers, and back."""
+"""/tokenize and /detokenize: prompts to token ids, images counted from their headers, and back. Texts that are far too long for the model
+are refused before they are tokenized, as everywhere."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from fastapi import Request, Response
 
 from vlmfx.engine.deadline import in_time
 from vlmfx.openai.tokens import TokenizeRequest, detokenize_request, tokenize_request
-from vlmfx.processing.prompt import plan
+from vlmfx.processing.prompt import check_text, plan
 from vlmfx.server.body import read_json
 from vlmfx.server.calls import Call, call_of
 from vlmfx.server.replies import reply
@@ -55,6 +56,7 @@ def _counted(service: Service, asked: TokenizeRequest, prompt: dict[str, Any]) -
     if asked.adds_special or "messages" in prompt:
         ids = plan(processor, prompt).expanded.token_ids
     else:
+        check_text(processor, prompt["prompt"])
         ids = processor.tokenizer.encode(prompt["prompt"], add_special_tokens=False)
     shown = [processor.tokenizer.id_to_token(i) for i in ids] if asked.shows_texts else None
     return {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": shown}
