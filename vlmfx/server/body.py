@@ -29,7 +29,7 @@ class Bodies:
         self.most, self.most_held, self.timeout_s = most, most_held, timeout_s
         self.num_held = 0
         self._lock = Lock()
-        self._readers: set[asyncio.Task[Any] | None] = set()
+        self._readers: set[asyncio.Task[Any]] = set()
         self._ended: str | None = None
 
     async def read(self, request: Request, types: Sequence[str] = ("application/json",)) -> bytes:
@@ -52,6 +52,7 @@ class Bodies:
         call = call_of(request.scope)
         call.on_end(self._release)
         reader = asyncio.current_task()
+        assert reader is not None
         self._readers.add(reader)
         try:
             return await asyncio.wait_for(self._read(request, call), self.timeout_s or None)
@@ -69,7 +70,6 @@ class Bodies:
         """Fail what is still being read by an EngineFull of this message; for the thread of the loop that reads."""
         self._ended = message
         for reader in self._readers:
-            assert reader is not None
             reader.cancel()
 
     async def _read(self, request: Request, call: Call) -> bytes:
