@@ -80,6 +80,8 @@ def plan(processor: Processor, prompt: Any) -> Plan:
     if "messages" in request:
         text, chat_media = chat_prompt(processor, request)
         given, given_videos = chat_media["image"], chat_media["video"]
+    elif text is not None:
+        check_text(processor, text)
     source: str | list[int] = text if text is not None else _ids_of(processor, request["prompt_token_ids"])
     images, embeds, image_layouts = _images(functions, cfg, given, processor.media.max_image_pixels)
     videos = _videos(processor, given_videos, request.get("media_io_kwargs"))
@@ -145,7 +147,7 @@ def count_tokens(processor: Processor, prompt: Any) -> int:
 def chat_prompt(processor: Processor, request: Mapping[str, Any]) -> tuple[str, dict[str, list[Any]]]:
     """The rendered chat prompt of a request with "messages", one placeholder an image or video, and those by modality in order.
 
-    URLs are fetched, once it is known that there are not too many."""
+    URLs are fetched, once it is known that there are not too many and that the text is not too long."""
 
     def check(media: Sequence[Media]) -> None:
         for modality in ("image", "video"):
@@ -160,6 +162,7 @@ def chat_prompt(processor: Processor, request: Mapping[str, Any]) -> tuple[str, 
         reads_files=processor.media.allow_paths,
         check=check,
     )
+    check_text(processor, text)
     loaded: dict[str, list[Any]] = {"image": [], "video": []}
     for item, value in zip(media, load_all(media, processor.media), strict=True):
         loaded[item.modality].append(value)
@@ -266,6 +269,11 @@ def check_count_of(processor: Processor, modality: str, count: int) -> None:
             found=count,
             expected=limit,
         )
+
+
+def check_text(processor: Processor, text: str) -> None:
+    """Refuse a text that is too long for the model, before it is tokenized, where that can be told; none that would fit."""
+    _check_length(processor, processor.tokenizer.least_tokens(text, processor.max_model_len - 1), at_least=True)
 
 
 def _check_length(processor: Processor, length: int, *, at_least: bool = False) -> None:

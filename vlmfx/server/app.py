@@ -83,7 +83,7 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(Hosts, names=hosts)
     if options.root_path:
         app.add_middleware(Prefix, root_path=options.root_path.rstrip("/"), has_page=options.page)
-    app.add_middleware(Calls, as_json=options.log_format == "json", at_end=count)
+    app.add_middleware(Calls, as_json=options.log_format == "json", at_end=count, running=service.calls)
     return app
 
 

@@ -61,7 +61,7 @@ async def generate(service: Service, is_chat: bool, request: Request) -> Respons
 
     size = call.num_answer * (1 if asked.params.logprobs is None else 10 + 10 * asked.form.num_top)
     size += call.num_prompt * 10 if asked.params.prompt_logprobs is not None else 0
-    return await reply(body, service.working if size > MANY else None)
+    return await reply(body, call.pool(service.working) if size > MANY else None)
 
 
 def _asked(service: Service, is_chat: bool, body: Any) -> Asked:
@@ -84,7 +84,7 @@ async def _streamed(service: Service, request: Request, asked: Asked, make: Any,
             chunks.num_prompt[one.number] = one.num_tokens
         return made
 
-    events = Begun(service.events(placed, asked.prompts))
+    events = Begun(service.events(placed, asked.prompts, call_of(request.scope)))
     try:
         await unless_gone(request.receive, events.first, PATIENCE_S)
     except BaseException:

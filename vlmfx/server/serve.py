@@ -133,14 +133,9 @@ class _Server(uvicorn.Server):
         log.info("serving %s at %s", ", ".join(self.service.options.names), " and ".join(self.urls))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        engine, seconds = self.service.engine, self.service.options.drain_timeout_s
-        log.info("ending: %d requests have %g s to finish", engine.num_requests, seconds)
-
-        async def drain() -> None:
-            await engine.drain(seconds)
-            self.service.close()  # those that still fetch have not come to the engine
-
-        draining = asyncio.ensure_future(drain())
+        seconds = self.service.options.drain_timeout_s
+        log.info("ending: %d requests have %g s to finish", len(self.service.calls), seconds)
+        draining = asyncio.ensure_future(self.service.drain(seconds))
         await super().shutdown(sockets)
         await draining
 
