@@ -23,11 +23,11 @@ class ServerOptions:
     allowed_hosts: what the Host header may say beside localhost, host and addresses, "*" for anything; where it is empty any is taken,
     unless the server has no key and listens at a loopback address. api_keys: one of them must come with a request; none lets everybody
     in. page: whether there is one at / to try the model on. max_connections: that are open at once; header_timeout_s: for the headers of
-    a request to come, 0 for no limit. max_waiting: requests that wait for the engine, beyond those that run; also of what
-    needs no engine, and of what fetches. max_body_bytes: of a request; max_held_bytes: of the bodies of all requests that are being served; a body must be there within body_timeout_s.
-    max_image_pixels: of one image or frame. request_timeout_s: from a request's first byte to its end; None is no limit. drain_timeout_s:
-    what runs at SIGTERM may take so long to end. max_image_store_bytes: of images that are kept for later requests, 0 for none;
-    image_ttl_s: how long one is kept that nobody uses. Raises InvalidRequest."""
+    a request to come, 0 for no limit. max_waiting: requests that wait for the engine, beyond those that run; also of what needs no
+    engine, and of what fetches. max_body_bytes: of a request; max_held_bytes: of the bodies of all requests that are being served; a
+    body must be there within body_timeout_s. max_image_pixels: of one image or frame. request_timeout_s: from a request's first byte to
+    its end; None is no limit. drain_timeout_s: what runs at SIGTERM may take so long to end. max_image_store_bytes: of images that are
+    kept for later requests, 0 for none; image_ttl_s: how long one is kept that nobody uses. Raises InvalidRequest."""
 
     names: tuple[str, ...]
     host: str | None = None
