@@ -35,7 +35,7 @@ def dense(
 ) -> Tensor:
     """torch's fused attention of (batch, heads, tokens, D), in float32 where its scores of float16 would overflow."""
     dtype = q.dtype
-    if dtype == torch.float16 and HALF_SCORES:
+    if dtype == torch.float16 and q.is_cpu and HALF_SCORES:
         q, k, v = (wide(t) for t in (q, k, v))
         mask = mask if mask is None or mask.dtype == torch.bool else wide(mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale).to(dtype)
