@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
@@ -388,6 +389,37 @@ def test_what_is_read_is_not_dropped_and_a_full_store_says_so():
     assert len(store) == 2
 
 
+def test_a_put_that_is_refused_drops_nothing():
+    """There is less that may go than it takes: what may go stays."""
+    store = ImageStore(3 * (100 + ENTRY_BYTES), 60)
+    unread = kept(store, b"other", 100, 0, "name")
+    for fill in (1, 2):
+        assert store.find(b"large", kept(store, b"large", 100, fill), reads=True) is not None
+    for size in (101, 10**5):
+        with pytest.raises(EngineFull):
+            kept(store, b"third", size)
+    assert len(store) == 3
+    found = store.find(b"other", "name")
+    assert found is not None
+    assert found.id == unread
+
+
+def test_a_deleted_image_counts_for_its_owner_while_it_is_read():
+    store = ImageStore(4 * (100 + ENTRY_BYTES), 60)
+    held = [store.find(b"large", kept(store, b"large", 100, fill), reads=True) for fill in (0, 1)]
+    for image in held:
+        assert image is not None
+        store.delete(b"large", image.id)
+    others, larges = kept(store, b"other", 100, 2), kept(store, b"large", 100, 3)
+    kept(store, b"third", 100)  # of large's three only one is not read
+    assert store.find(b"other", others) is not None
+    assert store.find(b"large", larges) is None
+    for image in held:
+        assert image is not None
+        store.release(image)
+    assert store.num_bytes == 2 * (100 + ENTRY_BYTES)
+
+
 def test_names_are_few_and_one_images_each():
     store = ImageStore(10**6, 60)
     for i in range(MAX_NAMES + 3):
@@ -418,10 +450,12 @@ def test_whatever_is_done_the_bytes_are_right_and_bounded(todo):
         key = b"%d" % owner
         name = ids.get((owner, number), "none")
         if what == "put":
+            num_before = len(store)
             try:
                 ids[owner, number] = kept(store, key, 300 * number, number, f"n{number % 4}")
             except EngineFull:
                 assert reading
+                assert len(store) == num_before
         elif what == "read" and (image := store.find(key, name, reads=True)):
             reading.append(image)
         elif what == "release" and reading:
@@ -433,9 +467,11 @@ def test_whatever_is_done_the_bytes_are_right_and_bounded(todo):
         elif what == "wait":
             clock.now += number
         there = [one for images in store._images.values() for one in images.values()]
-        assert store._num_bytes == sum(one.size for one in {*there, *reading})
-        assert store._num_bytes <= store.max_bytes
-        assert sum(store._owned.values()) == sum(one.size for one in there)
+        owned: Counter[bytes] = Counter()
+        for one in {*there, *reading}:
+            owned[one.owner] += one.size
+        assert store._owned == owned
+        assert owned.total() <= store.max_bytes
         assert sorted(name for one in there for name in one.names) == sorted(name for _, name in store._named)
     for image in reading:
         store.release(image)
