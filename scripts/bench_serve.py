@@ -70,6 +70,7 @@ def serve(args: argparse.Namespace) -> None:
     from vlmfx.engine.observer import Observer
     from vlmfx.openai.requests import chat_request
     from vlmfx.server import serve as server
+    from vlmfx.server.addresses import bind
     from vlmfx.server.app import create_app
     from vlmfx.server.options import ServerOptions
     from vlmfx.server.replies import json_reply
@@ -115,8 +116,9 @@ def serve(args: argparse.Namespace) -> None:
     app = create_app(service)
     for path, handler in ((BARE, bare), (RESET, reset), (NOTES, notes)):
         app.add_route(path, handler, methods=["POST"])
-    listener = server.bind(options)
-    listener.listen(args.at_once)
+    listeners = bind(options)
+    for listener in listeners:
+        listener.listen(args.at_once)
     web = uvicorn.Server(uvicorn.Config(app, access_log=False, log_config=None, lifespan="off", timeout_keep_alive=600))
 
     def end() -> None:
@@ -124,8 +126,8 @@ def serve(args: argparse.Namespace) -> None:
         web.should_exit = True
 
     threading.Thread(target=end, daemon=True).start()
-    print(listener.getsockname()[1], flush=True)
-    web.run(sockets=[listener])
+    print(listeners[0].getsockname()[1], flush=True)
+    web.run(sockets=listeners)
     engine.close()
     service.close()
 

@@ -50,7 +50,9 @@ import os
 import platform
 from importlib.metadata import version
 
-packages = ("torch", "transformers", "tokenizers", "huggingface_hub", "numpy", "safetensors", "pillow")
+packages = (
+    "torch", "transformers", "tokenizers", "huggingface_hub", "numpy", "safetensors", "pillow", "av", "fastapi", "uvicorn", "orjson",
+)
 rows = [("python", platform.python_version()), *((name, version(name)) for name in packages)]
 rows += [("machine", platform.machine()), ("result", os.environ["FLOOR_RESULT"])]
 print("| | |\n|---|---|")

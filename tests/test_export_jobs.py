@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.compile.functions import needs_compiler
 from tests.golden_cases import TINY
 from tests.invariants import is_one_sentence
 from vlmfx import export_jobs
@@ -61,6 +62,7 @@ export(sys.argv[1], sys.argv[2], plan=plan, device="cpu", max_model_len=128, max
 """
 
 
+@needs_compiler
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     (tmp_path / "script.py").write_text(UNGUARDED)
     run = subprocess.run(

@@ -48,7 +48,10 @@ def test_a_server_says_what_it_is(service):
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [("GET", "/nope", 404, "not_found"), ("GET", CHAT, 405, "method_not_allowed"), ("GET", "/docs", 404, "not_found"),
-     ("GET", "/openapi.json", 404, "not_found"), ("DELETE", "/v1/models", 405, "method_not_allowed")],
+     ("GET", "/openapi.json", 404, "not_found"), ("POST", f"{CHAT}/", 404, "not_found"), ("GET", "/health/", 404, "not_found"),
+     ("GET", "/v1/models/", 404, "model_not_found"), ("GET", "/v1/images/", 404, "image_not_found"),
+     ("GET", "/v1/images", 405, "method_not_allowed"), ("DELETE", "/v1/images", 405, "method_not_allowed"),
+     ("DELETE", "/v1/models", 405, "method_not_allowed")],
 )  # fmt: skip
 def test_what_is_not_there_has_openais_form(service, method, path, status, code):
     response = request(service, method, path)

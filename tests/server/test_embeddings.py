@@ -67,7 +67,8 @@ def test_scores(service, llm):
         found = answer(service, "/v1/score", body)
         assert [one["score"] for one in found["data"]] == pytest.approx(expected, abs=1e-5)
         assert found["data"][0]["object"] == "score"
-        assert answer(service, "/score", body)["data"] == found["data"]
+        again = answer(service, "/score", body)["data"]
+        assert [one["score"] for one in again] == pytest.approx(expected, abs=1e-5)  # another batch, other roundings
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -230,6 +232,24 @@ def test_a_uuid_with_pixels_and_then_without(service, kind):
     assert request(service, "GET", f"{IMAGES}/picture-1").json()["id"] == handle(service, OTHER)
 
 
+@pytest.mark.parametrize("key", ["url", "path"])
+def test_a_uuid_beside_a_url_by_transformers_names(service, key):
+    """The picture is named, not asked for by its name."""
+    part = {"type": "image", key: data_url(PNG), "uuid": "picture-1"}
+    first = answer(service, CHAT, about(part))
+    assert answer(service, CHAT, about(ref("picture-1")))["choices"] == first["choices"]
+    assert encoded_by(service) == 1
+
+
+@pytest.mark.parametrize("name", ["https://example.com/a.png", "a/b", "/a", "a/", "files"])
+def test_names_of_any_characters_are_asked_for(service, name):
+    answer(service, CHAT, about({"type": "image_url", "image_url": {"url": data_url(PNG)}, "uuid": name}))
+    path = f"{IMAGES}/{quote(name, safe='')}"
+    assert request(service, "GET", path).json()["id"] == handle(service)
+    assert request(service, "DELETE", path).json()["deleted"]
+    missing(request(service, "GET", path), "id")
+
+
 def test_limits_of_a_prompt_hold_for_handles():
     with serving(tiny(), {"limit_mm_per_prompt": {"image": 2}}) as service:
         id = handle(service)
@@ -250,6 +270,23 @@ def test_vectors_of_handles():
         assert answer(service, "/v1/score", {"text_1": {"content": [ref(id)]}, "text_2": {"content": [ref(id)]}})[
             "data"
         ][0]["score"] == pytest.approx(1)
+
+
+def test_the_most_pixels_of_an_image():
+    """By every way that one comes, frames among them."""
+    with serving(tiny(), max_image_pixels=60 * 40) as service:
+        large = encoded(picture(61, 40))
+        jpeg = base64.b64encode(encoded(picture(61, 40), "JPEG")).decode()
+        for part in (
+            {"type": "image_url", "image_url": {"url": data_url(large)}},
+            {"type": "image_url", "image_url": {"url": data_url(large)}, "uuid": "x"},
+            {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{jpeg},{jpeg}"}},
+        ):
+            assert "2400" in refused(service, CHAT, about(part))["message"]
+        assert "2400" in put(service, large).json()["error"]["message"]
+        assert len(service.images) == 0
+        answer(service, CHAT, about({"type": "image_url", "image_url": {"url": data_url(PNG)}}))
+        handle(service)
 
 
 def test_a_server_that_keeps_none():
@@ -352,6 +389,37 @@ def test_what_is_read_is_not_dropped_and_a_full_store_says_so():
     assert len(store) == 2
 
 
+def test_a_put_that_is_refused_drops_nothing():
+    """There is less that may go than it takes: what may go stays."""
+    store = ImageStore(3 * (100 + ENTRY_BYTES), 60)
+    unread = kept(store, b"other", 100, 0, "name")
+    for fill in (1, 2):
+        assert store.find(b"large", kept(store, b"large", 100, fill), reads=True) is not None
+    for size in (101, 10**5):
+        with pytest.raises(EngineFull):
+            kept(store, b"third", size)
+    assert len(store) == 3
+    found = store.find(b"other", "name")
+    assert found is not None
+    assert found.id == unread
+
+
+def test_a_deleted_image_counts_for_its_owner_while_it_is_read():
+    store = ImageStore(4 * (100 + ENTRY_BYTES), 60)
+    held = [store.find(b"large", kept(store, b"large", 100, fill), reads=True) for fill in (0, 1)]
+    for image in held:
+        assert image is not None
+        store.delete(b"large", image.id)
+    others, larges = kept(store, b"other", 100, 2), kept(store, b"large", 100, 3)
+    kept(store, b"third", 100)  # of large's three only one is not read
+    assert store.find(b"other", others) is not None
+    assert store.find(b"large", larges) is None
+    for image in held:
+        assert image is not None
+        store.release(image)
+    assert store.num_bytes == 2 * (100 + ENTRY_BYTES)
+
+
 def test_names_are_few_and_one_images_each():
     store = ImageStore(10**6, 60)
     for i in range(MAX_NAMES + 3):
@@ -382,10 +450,12 @@ def test_whatever_is_done_the_bytes_are_right_and_bounded(todo):
         key = b"%d" % owner
         name = ids.get((owner, number), "none")
         if what == "put":
+            num_before = len(store)
             try:
                 ids[owner, number] = kept(store, key, 300 * number, number, f"n{number % 4}")
             except EngineFull:
                 assert reading
+                assert len(store) == num_before
         elif what == "read" and (image := store.find(key, name, reads=True)):
             reading.append(image)
         elif what == "release" and reading:
@@ -397,9 +467,11 @@ def test_whatever_is_done_the_bytes_are_right_and_bounded(todo):
         elif what == "wait":
             clock.now += number
         there = [one for images in store._images.values() for one in images.values()]
-        assert store._num_bytes == sum(one.size for one in {*there, *reading})
-        assert store._num_bytes <= store.max_bytes
-        assert sum(store._owned.values()) == sum(one.size for one in there)
+        owned: Counter[bytes] = Counter()
+        for one in {*there, *reading}:
+            owned[one.owner] += one.size
+        assert store._owned == owned
+        assert owned.total() <= store.max_bytes
         assert sorted(name for one in there for name in one.names) == sorted(name for _, name in store._named)
     for image in reading:
         store.release(image)

@@ -12,6 +12,7 @@ import pytest
 
 from vlmfx.cli import _parser, main
 from vlmfx.errors import InvalidRequest
+from vlmfx.processing.images import MAX_PIXELS
 from vlmfx.server.arguments import engine_options, media_limits, server_options
 from vlmfx.server.options import ServerOptions, keys_of
 
@@ -45,7 +46,11 @@ def test_what_is_given_is_what_is_had(monkeypatch):
     assert made.api_keys == ("one", "two", "three", "from-env")
     assert (made.max_body_bytes, made.drain_timeout_s, made.request_timeout_s) == (2 * 2**20, 5.0, 3.0)
     assert (made.allowed_origins, made.allowed_methods, made.root_path) == (("https://x",), ("*",), "/p")
+    limits = options_of("serve m --max-connections 7 --header-timeout 2 --max-image-pixels 9 --allowed-hosts a b")
+    assert (limits.max_connections, limits.header_timeout_s, limits.max_image_pixels) == (7, 2.0, 9)
+    assert limits.allowed_hosts == ("a", "b")
     plain = options_of("serve m")
+    assert (plain.max_connections, plain.header_timeout_s, plain.max_image_pixels) == (1024, 30.0, MAX_PIXELS)
     assert (plain.names, plain.api_keys, plain.host, plain.port) == (("m",), ("from-env",), None, 8000)
     assert not plain.allowed_origins
     assert not plain.trust_request_chat_template
@@ -81,6 +86,11 @@ def test_engine_options_are_those_that_are_given():
         ("--root-path p", "root_path"),
         ("--max-body-mib 0", "max_body_bytes"),
         ("--max-waiting -1", "max_waiting"),
+        ("--max-connections 0", "max_connections"),
+        ("--header-timeout -1", "header_timeout_s"),
+        ("--max-image-pixels 178956971", "max_image_pixels"),
+        ("--allowed-hosts https://x", "allowed_hosts"),
+        ("--allowed-hosts ''", "allowed_hosts"),
         ("--drain-timeout -1", "drain_timeout_s"),
         ("--served-model-name ''", "served_model_name"),
         ("--tensor-parallel-size 2 --port 0", "tensor_parallel_size"),

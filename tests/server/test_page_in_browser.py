@@ -175,9 +175,62 @@ def test_settings_go_with_the_request(page):
     page.key("Enter")  # nothing is sent; what is wrong is shown
     page.until("document.activeElement?.id === 'top_p'")
     assert page.js("document.querySelectorAll('.answer').length") == 1
-    page.fill("#top_p", "")
     page.fill("#other", "[1")
     page.until_text("#settings-say", "Other fields: write one JSON object")
+    assert page.text("#settings-say").startswith("Top p: ")
+    wrong = "[...document.querySelectorAll('[aria-invalid]')].map((one) => one.id)"
+    assert page.js(wrong) == ["top_p", "other"]
+    page.fill("#top_p", "")
+    assert page.js(wrong) == ["other"]
+    page.fill("#other", "")
+    assert page.js(wrong) == []
+    assert page.text("#settings-say") == ""
+
+
+def test_alerts_are_said_once_and_not_at_each_key(page, tmp_path):
+    """A screen reader says an alert whenever its text is set, be it the same text."""
+    page.js("""window.said = []; for (const one of document.querySelectorAll("[role=alert], [role=status]"))
+        new MutationObserver(() => said.push([one.id, one.textContent])).observe(one, { childList: true })""")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("none")
+    page.choose("#files", notes)
+    page.until_text("#warning", "notes.txt: no picture by its type")
+    page.fill("#top_p", "7")
+    page.until_text("#settings-say", "Top p: ")
+    for field in ("#question", "#system"):
+        page.fill(field, "a")
+        page.type("b")
+        page.type("c")
+    page.until_text("#count", "tokens of 2048")  # also where a setting is wrong
+    said = page.js("said")
+    assert [id for id, _ in said] == ["warning", "settings-say"], said
+
+
+def test_keys_that_an_input_method_takes_are_not_the_pages(page):
+    """Enter takes what it offers, and Escape drops it: neither sends or stops."""
+    other_fields(page, min_tokens=1900)
+    page.fill("#question", "Describe ")
+    page.call("Input.imeSetComposition", text="に", selectionStart=1, selectionEnd=1)
+    page.key("Enter")
+    assert page.js("document.querySelectorAll('.answer').length") == 0
+    page.call("Input.imeSetComposition", text="", selectionStart=0, selectionEnd=0)
+    page.fill("#question", "Describe the picture.")
+    page.key("Enter")
+    page.until_text(".figures", "tokens/s")
+    page.js("document.querySelector('#question').focus()")
+    page.call("Input.imeSetComposition", text="に", selectionStart=1, selectionEnd=1)
+    page.key("Escape")
+    page.call("Input.imeSetComposition", text="", selectionStart=0, selectionEnd=0)
+    length = page.js("document.querySelector('.answer .text').textContent.length")
+    page.until(f"document.querySelector('.answer .text').textContent.length > {length} + 20")
+    assert page.js("document.querySelector('#stop').hidden") is False
+    page.key("Escape")
+    page.until_text(".figures", "stopped")
+
+
+# Names of the files that are read, in place of reading them with nobody looking.
+READS = """window.read = []; const own = FileReader.prototype.readAsDataURL;
+    FileReader.prototype.readAsDataURL = function (file) { read.push(file.name); own.call(this, file); };"""
 
 
 def test_pictures_are_pasted_and_dropped(page):
@@ -256,6 +309,51 @@ def test_the_code_runs(page, tmp_path):
     assert done.stdout == "red\n", done.stderr
 
 
+def test_sizes_are_known_before_files_are_read(page):
+    sizes = """(async () => {
+        const { Picture } = await import("/page/pictures.js");
+        const right = [];
+        for (let size = 0; size < 5; size++) {
+            const picture = new Picture(new File([new Uint8Array(size)], "x.png", { type: "image/png" }), []);
+            right.push(picture.url === "" && picture.urlLength === (await picture.read()).length);
+        }
+        return right;
+    })()"""
+    assert page.js(sizes) == [True] * 5
+
+
+# The next files that are chosen are not told of yet.
+LATER = """document.querySelector('#files').addEventListener(
+    'change', (event) => event.stopImmediatePropagation(), { capture: true, once: true })"""
+
+
+def test_a_file_that_cannot_be_read(browser, url, tmp_path):
+    """It is said so, and the code of the request is there all the same."""
+    with browser.page(url) as page:
+        page.until("document.activeElement?.id === 'question'")
+        ask_about_a_file_that_is_gone(page, tmp_path / "gone.png")
+        assert [one for one in page.problems if "blob:" not in one] == []  # there is no picture to show
+
+
+def ask_about_a_file_that_is_gone(page: Page, gone: Path) -> None:
+    gone.write_bytes(DEMO.read_bytes())
+    page.js(LATER)
+    page.choose("#files", gone)
+    gone.unlink()
+    page.js("document.querySelector('#files').dispatchEvent(new Event('change'))")
+    page.until_text("#pictures li span.error", "gone.png cannot be read; add it again.")
+    ask(page, "What colour is the star?")
+    assert page.text(".answer .error") == "gone.png cannot be read; add it again."
+    for language in ("curl", "python"):
+        page.click(".answer [aria-label='Code of this request']")
+        page.click(f"input[value={language}]")
+        assert "gone.png" in page.js("document.querySelector('#code-text').value")
+        page.key("Escape")
+        assert page.js("document.querySelector('#code').open") is False
+    add(page, DEMO)
+    assert ask(page, "What colour is the star?") == "red"
+
+
 def test_keys_prefixes_and_limits(browser, tmp_path):
     options: Any = {"api_keys": ("key-1",), "root_path": "/llm", "max_body_bytes": 2**20}
     with hosted(**options) as host, browser.page(f"{host.url}/llm/") as page:
@@ -276,16 +374,6 @@ def test_keys_prefixes_and_limits(browser, tmp_path):
         assert page.text("#code-needs").endswith("The key is to be in VLMFX_API_KEY.")
         page.click("#close")
 
-        big = tmp_path / "big.png"
-        big.write_bytes(DEMO.read_bytes() + os.urandom(2**20))
-        page.choose("#files", big)
-        assert "the server takes 1.0 MiB; remove a picture" in page.until_text("#warning", "The request has 1.")
-        page.until_text("#pictures li span.error", "more than the server takes")
-        page.key("Enter")
-        assert page.js("document.querySelectorAll('.answer').length") == 1
-        page.click("#pictures li button")
-        assert page.text("#warning") == ""
-
         page.js("sessionStorage.setItem('vlmfx-key', 'old')")  # a key that is taken back
         page.fill("#question", "What colour is the ring?")
         page.key("Enter")
@@ -302,6 +390,34 @@ def test_keys_prefixes_and_limits(browser, tmp_path):
         page.until("document.activeElement?.id === 'question'")  # the key is still there
 
 
+def test_what_is_too_much_is_neither_read_nor_sent(browser, tmp_path):
+    """Two pictures of which each would do."""
+    files = [tmp_path / f"{name}.png" for name in ("first", "second")]
+    for file in files:
+        file.write_bytes(DEMO.read_bytes() + os.urandom(2**19))
+    with hosted(max_body_bytes=2**20) as host, browser.page(host.url) as page:
+        page.until("document.activeElement?.id === 'question'")
+        page.js(READS)
+        page.choose("#files", *files)
+        assert "the server takes 1.0 MiB; remove a picture" in page.until_text("#warning", "The request has 1.3 MiB")
+        assert page.text("#pictures li span") == "518 KiB"
+        page.key("Enter")
+        assert page.js("document.querySelectorAll('.answer').length") == 0
+        assert page.js("read") == []
+        page.click("#pictures li button")
+        page.until_text("#pictures li span", "83 tokens")
+        assert page.text("#warning") == ""
+        assert page.js("read") == ["first.png"]
+
+        other_fields(page, wrong=1)
+        ask(page, "What colour is the star?")
+        other_fields(page)
+        add(page, files[1])
+        ask(page, "What colour is the star?")
+        page.click(".answer [aria-label='Try again']:not([hidden])")
+        page.until_text(".answer .error", "the server takes 1.0 MiB; remove a picture, or start a new chat")
+
+
 def test_errors_stand_by_the_answer_they_belong_to(browser):
     with hosted() as host, browser.page(host.url) as page:
         page.until("document.activeElement?.id === 'question'")
@@ -311,6 +427,7 @@ def test_errors_stand_by_the_answer_they_belong_to(browser):
         assert page.js("document.querySelector('.answer .error').getAttribute('role')") == "alert"
         other_fields(page, min_tokens=1900)
         page.click(".answer [aria-label='Try again']")
+        assert page.js(FOCUS) == "stop"  # as from Send: the button itself is gone
         page.until_text(".figures", "tokens/s")
         host.break_off()
         page.until_text(".answer .error", "The connection ended before the answer did.")
@@ -458,11 +575,23 @@ def test_it_can_be_read_by_day_and_night_on_a_desk_and_on_a_phone(page):
     assert page.js(name) == "none"
 
 
+# What is asked for takes two frames at least, so that what was hidden meanwhile has lost the focus.
+SLOW = """window.asked = window.fetch; window.fetch = async (...all) => {
+    await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+    return asked(...all);
+};"""
+
+
 def test_a_server_that_is_away_can_be_asked_again(browser, url):
     with browser.page("about:blank") as page:
         page.call("Network.setBlockedURLs", urls=["*/v1/models"])
         page.call("Page.navigate", url=url)
         page.until_text("#notice", "The server cannot be reached")
+        page.js("document.querySelector('#notice p').textContent = 'before'")
+        page.js(SLOW)
+        page.click("#notice button")
+        page.until_text("#notice", "The server cannot be reached")  # said again
+        assert page.js(FOCUS) == "Try again"
         page.call("Network.setBlockedURLs", urls=[])
         page.click("#notice button")
         page.until("document.activeElement?.id === 'question'")

@@ -130,6 +130,49 @@ def test_who_does_not_read_holds_up_nobody(service, monkeypatch):
     run(work)
 
 
+def test_a_ping_that_nobody_reads_is_not_waited_for(service, monkeypatch):
+    monkeypatch.setattr(generation, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(stream, "PING_S", 0.1)
+    monkeypatch.setattr(stream, "STALL_S", 0.5)
+
+    async def work():
+        app = create_app(service)
+        async with all_rows_taken(app):
+            waiting = Connection(app, asks("y", stream=True, max_tokens=3))
+            task = asyncio.ensure_future(waiting.serve())
+            await waiting.came.wait()
+            waiting.reads.clear()
+            await asyncio.wait_for(task, 5)
+            assert service.engine.num_requests == 2
+
+    run(work)
+
+
+def test_a_client_that_goes_away_before_the_first_byte_ends_its_request(service, monkeypatch):
+    """The generator of its lines was never begun, and so has nothing to end."""
+    made = []
+
+    def kept(*args, **options):
+        made.append(events_of(*args, **options))
+        return made[-1]
+
+    async def work():
+        connection = Connection(create_app(service), asks("x", stream=True, **LONG))
+        connection.reads.clear()
+        task = asyncio.ensure_future(connection.serve())
+        while not service.engine.engine.counters.num_drawn:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # the response waits to be sent
+        connection.gone.set()
+        await asyncio.wait_for(task, 5)
+        assert service.engine.num_requests == 0
+
+    events_of = service.engine.events
+    monkeypatch.setattr(service.engine, "events", kept)
+    run(work)
+    assert len(made) == 1
+
+
 def test_a_stream_that_waits_begins_and_is_kept_alive(service, monkeypatch):
     monkeypatch.setattr(generation, "PATIENCE_S", 0.1)
     monkeypatch.setattr(stream, "PING_S", 0.1)

@@ -18,6 +18,7 @@ from itertools import count
 from threading import Condition, Thread
 from typing import Any
 
+from vlmfx.engine.deadline import in_time
 from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.engine import Engine
 from vlmfx.engine.events import Event
@@ -83,13 +84,15 @@ class AsyncEngine:
         num: int = 1,
         pool: Executor | None = None,
         *,
+        deadline: float | None = None,
         wants_all: bool = True,
     ) -> AsyncGenerator[list[Event], None]:
         """What is new in `num` requests: each time that there is more all of it, until the last of them is done; with wants_all=False
         only the events that have an output.
 
-        make(numbers) gives the requests of these numbers; it runs in a thread of pool, or of the engine's own. Where one of them fails
-        or the reader stops, all of them are ended. Raises EngineFull at once, what `make` raises, and what a request fails by."""
+        make(numbers) gives the requests of these numbers; it runs in a thread of pool, or of the engine's own, and must be done by
+        deadline (by time.perf_counter), as requests by theirs. Where one of them fails or the reader stops, all of them are ended.
+        Raises EngineFull at once, DeadlineExceeded, what `make` raises, and what a request fails by."""
         if self._is_draining:
             raise _closed()
         most = self.max_waiting + self.engine.limits.max_num_seqs
@@ -105,8 +108,8 @@ class AsyncEngine:
         is_open = set(numbers)
         self._mailboxes.update(dict.fromkeys(numbers, mailbox))
         try:
-            made = partial(self._made, make, numbers)
-            for request in await mailbox.loop.run_in_executor(pool or self._makers, made):
+            making = mailbox.loop.run_in_executor(pool or self._makers, self._made, make, numbers)
+            for request in await in_time(making, deadline):
                 if not self._tell(partial(self._add, request)):
                     raise _closed()
             while is_open:

@@ -20,6 +20,7 @@ from vlmfx.engine import runner
 from vlmfx.engine.admission import Admission, limits_of
 from vlmfx.engine.block_manager import BlockManager
 from vlmfx.engine.completion import Completion
+from vlmfx.engine.deadline import too_late
 from vlmfx.engine.embedding import EmbeddingOutput, EmbeddingRequestOutput
 from vlmfx.engine.encoder_clock import EncoderClock
 from vlmfx.engine.events import Counters, Event, Group
@@ -39,7 +40,7 @@ from vlmfx.engine.sequence import Request
 from vlmfx.engine.sequence import Sequence as Text
 from vlmfx.engine.taps import tap
 from vlmfx.engine.token_rules import TokenRules
-from vlmfx.errors import DeadlineExceeded, VlmfxError, as_vlmfx_error
+from vlmfx.errors import VlmfxError, as_vlmfx_error
 from vlmfx.processing.inputs import ModelInputs
 
 log = logging.getLogger("vlmfx")
@@ -260,10 +261,7 @@ class Engine:
         now = time.perf_counter()
         for request in self._requests():
             if request.deadline is not None and now > request.deadline:
-                error = DeadlineExceeded(
-                    "deadline: the request took longer than it may; ask for less, or allow more time."
-                )
-                self.end(request, error)
+                self.end(request, too_late())
 
     def _pool(self) -> None:
         """The vectors of prompts that are ready, in one pass."""

@@ -50,9 +50,9 @@ class Grammar:
 
     A form is of text: special tokens, which Lark can name, are not in it."""
 
-    def __init__(self, matcher: LLMatcher, kind: str, texts: Mask, ends: Mask) -> None:
+    def __init__(self, matcher: LLMatcher, field: str, texts: Mask, ends: Mask) -> None:
         self._matcher, self._texts, self._ends = matcher, texts, ends
-        self.field = f"structured_outputs.{kind}"
+        self.field = field  # as errors name it
 
     @property
     def is_complete(self) -> bool:
@@ -78,9 +78,9 @@ class Grammar:
             self._matcher.consume_token(token_id)
             self._check()
 
-    def copy(self) -> Grammar:
-        """At the same place, to go on by itself."""
-        return Grammar(self._matcher.deep_copy(), self.field.partition(".")[2], self._texts, self._ends)
+    def copy(self, field: str | None = None) -> Grammar:
+        """At the same place, to go on by itself; field: what errors call the form there, where it is another."""
+        return Grammar(self._matcher.deep_copy(), field or self.field, self._texts, self._ends)
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -116,19 +116,14 @@ class GrammarCompiler:
         with self._lock:
             if form in self._kept:
                 self._kept.move_to_end(form)
-                return self._kept[form].copy()
+                return self._kept[form].copy(form.field)
             self._bytes = self._bytes or self._gathered()
         from llguidance import LLMatcher, LLParserLimits
 
         matcher = LLMatcher(self._bytes, _source(form), log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
-            _refuse(
-                f"structured_outputs.{form.kind}",
-                matcher.get_error(),
-                "it cannot be compiled",
-                "correct or simplify it",
-            )
-        grammar = Grammar(matcher, form.kind, self._texts, self._ends)
+            _refuse(form.field, matcher.get_error(), "it cannot be compiled", "correct or simplify it")
+        grammar = Grammar(matcher, form.field, self._texts, self._ends)
         if not grammar.copy().mask().any():
             _refuse(grammar.field, "no token can begin it", "it cannot be followed", "correct it")
         with self._lock:
@@ -171,7 +166,7 @@ def _source(form: StructuredOutputsParams) -> str:
     from llguidance import LLMatcher
     from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 
-    at = f"structured_outputs.{form.kind}"
+    at = form.field
     if form.kind == "json_object":
         return LLMatcher.grammar_from_json_schema('{"type": "object"}', defaults=WHITESPACE)
     if form.kind == "json":

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlmfx.engine.fields import boolean, is_unicode, refuse, refuse_absent, strings
@@ -25,6 +25,8 @@ class StructuredOutputsParams:
     """What the text of an answer is to match, exactly one of: json, a JSON schema; regex, which the whole text matches; choice, one
     of these strings; grammar, in Lark's notation or GBNF; json_object, any JSON object.
 
+    sent_as: the name that errors have for it, where it came in a field that is not structured_outputs.
+
     json is stored as text, choice as a tuple. The form is checked here, up to 65,536 characters; whether it can be compiled, when the
     request is admitted. Raises InvalidRequest."""
 
@@ -33,6 +35,7 @@ class StructuredOutputsParams:
     choice: Sequence[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    sent_as: str | None = field(default=None, compare=False, repr=False)
 
     def __new__(cls, **options: Any) -> StructuredOutputsParams:
         refuse_absent(options, ABSENT, "structured_outputs.")
@@ -48,7 +51,7 @@ class StructuredOutputsParams:
             raise InvalidRequest(
                 "structured_outputs", f"found {found} but need exactly one of {', '.join(KINDS)}; {hint}."
             )
-        at = f"structured_outputs.{self.kind}"
+        at = self.field
         if self.json is not None:
             object.__setattr__(self, "json", _schema(at, self.json))
         elif self.choice is not None:
@@ -66,6 +69,11 @@ class StructuredOutputsParams:
     def kind(self) -> str:
         """Which one is given."""
         return next(name for name in KINDS if getattr(self, name) is not None)
+
+    @property
+    def field(self) -> str:
+        """What errors call it."""
+        return self.sent_as or f"structured_outputs.{self.kind}"
 
     @property
     def text(self) -> str:

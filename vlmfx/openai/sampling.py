@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from vlmfx.engine.fields import boolean, integer, refuse
 from vlmfx.engine.sampling_params import MAX_LOGPROBS, SamplingParams
-from vlmfx.engine.structured_outputs import KINDS, StructuredOutputsParams
+from vlmfx.engine.structured_outputs import ABSENT, KINDS, StructuredOutputsParams
 from vlmfx.errors import InvalidRequest
 from vlmfx.openai.fields import FORMS, GUIDED, SAMPLING
 
@@ -61,16 +61,15 @@ def _form(fields: Mapping[str, Any]) -> StructuredOutputsParams | None:
 
 def _form_of(name: str, value: Any) -> StructuredOutputsParams | None:
     if name in GUIDED:
-        return StructuredOutputsParams(**{GUIDED[name]: value})
+        return StructuredOutputsParams(**{GUIDED[name]: value}, sent_as=name)
     if not isinstance(value, Mapping):
         refuse(name, value, "an object", "leave it out for free text")
     if name == "structured_outputs":
         given = {key: v for key, v in value.items() if v is not None}
-        try:
-            return StructuredOutputsParams(**given) if given else None
-        except TypeError:  # a name that nobody has
-            unknown = next(key for key in given if key not in KINDS)
-            refuse(f"{name}.{unknown}", value[unknown], f"one of {', '.join(KINDS)}", "remove it")
+        unknown = [key for key in given if key not in KINDS and key not in ABSENT]
+        if unknown:
+            refuse(f"{name}.{unknown[0]}", value[unknown[0]], f"one of {', '.join(KINDS)}", "remove it")
+        return StructuredOutputsParams(**given) if given else None
     return _response_format(value)
 
 
@@ -80,13 +79,14 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputsParams | None
     if kind == "text":
         return None
     if kind == "json_object":
-        return StructuredOutputsParams(json_object=True)
+        return StructuredOutputsParams(json_object=True, sent_as="response_format")
     if kind != "json_schema":
         _refuse_format("type", kind, '"text", "json_object" or "json_schema"')
     holder = value.get("json_schema")
-    if not isinstance(holder, Mapping) or holder.get("schema", holder.get("json_schema")) is None:
+    key = "schema" if isinstance(holder, Mapping) and "schema" in holder else "json_schema"
+    if not isinstance(holder, Mapping) or holder.get(key) is None:
         _refuse_format("json_schema", holder, 'an object with the schema as "schema"')
-    return StructuredOutputsParams(json=holder.get("schema", holder.get("json_schema")))
+    return StructuredOutputsParams(json=holder[key], sent_as=f"response_format.json_schema.{key}")
 
 
 def _refuse_format(key: str, found: Any, expected: str) -> NoReturn:

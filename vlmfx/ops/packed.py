@@ -14,6 +14,8 @@ from torch import Tensor
 
 from vlmfx.ops.registry import refuse, wide
 
+HALF_SCORES = torch.__version__ < "2.11"  # of float16 on a CPU: NaN above 65,504 in torch 2.4.1, but not in 2.13
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, seen: Tensor | None = None) -> Tensor:
     """softmax(scale·q·k)·v of one segment in float32: q (queries, heads, D), k and v (keys, kv_heads, D) → q's shape and dtype.
@@ -26,6 +28,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, seen: Tensor | None = 
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).to(q.dtype)
+
+
+def dense(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, *, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """torch's fused attention of (batch, heads, tokens, D), in float32 where its scores of float16 would overflow."""
+    dtype = q.dtype
+    if dtype == torch.float16 and q.is_cpu and HALF_SCORES:
+        q, k, v = (wide(t) for t in (q, k, v))
+        mask = mask if mask is None or mask.dtype == torch.bool else wide(mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale).to(dtype)
 
 
 def fused(
@@ -43,7 +56,7 @@ def fused(
         if num_q and num_k:
             queries = q[at_q:end_q].unflatten(0, (num, num_q)).transpose(1, 2)
             keys, values = (t[at_k:end_k].unflatten(0, (num, num_k)).transpose(1, 2) for t in (k, v))
-            out = F.scaled_dot_product_attention(queries, keys, values, is_causal=is_causal, scale=scale)
+            out = dense(queries, keys, values, scale, is_causal=is_causal)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         else:
             outputs += [q[:0], q.new_zeros((end_q - at_q, *q.shape[1:]))]

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlmfx.errors import ShapeError
 from vlmfx.ops.cache_write import check_cache
+from vlmfx.ops.packed import dense
 from vlmfx.ops.registry import Cost, nbytes, refuse, register, wide
 
 TILE = 64  # keys that the CUDA kernel takes at a time: what `decode_work` cuts by
@@ -177,12 +177,12 @@ def cpu(
             holes = k[:, :, shortest - first :].sum() + v[:, :, shortest - first :].sum()
             mask = _mask(tuple(lengths), first, q.dtype) if math.isfinite(holes) else None
         if mask is not None or shortest == longest:
-            return F.scaled_dot_product_attention(tile, k, v, attn_mask=mask, scale=scale).reshape(q.shape)
+            return dense(tile, k, v, scale, mask=mask).reshape(q.shape)
     out = q.new_zeros(q.shape)
     for i, (start, end) in enumerate(zip(firsts, lengths, strict=True)):
         if end:
             k, v = cut(k_cache, i, 1, start, end), cut(v_cache, i, 1, start, end)
-            out[i] = F.scaled_dot_product_attention(tile[i : i + 1], k, v, scale=scale).reshape(num_heads, head_dim)
+            out[i] = dense(tile[i : i + 1], k, v, scale).reshape(num_heads, head_dim)
     return out
 
 

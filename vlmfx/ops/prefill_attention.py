@@ -7,11 +7,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlmfx.ops.cache_write import check_cache
-from vlmfx.ops.packed import attend, check_heads, check_starts, fused
+from vlmfx.ops.packed import attend, check_heads, check_starts, dense, fused
 from vlmfx.ops.registry import Cost, nbytes, refuse, register
 
 
@@ -118,7 +117,7 @@ def cpu(
             values = torch.cat((_cached(v_cache, block_table[i], first, prefix), values))
         keys, values = (t.repeat_interleave(groups, 1).transpose(0, 1)[None] for t in (keys, values))
         queries, seen = q[begin:end].transpose(0, 1)[None], _seen(prefix, first, end - begin, window, q.device)
-        own = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=scale)
+        own = dense(queries, keys, values, scale, mask=seen)
         out[begin:end] = own[0].transpose(0, 1)
     return out
 

@@ -136,8 +136,8 @@ def to_image(frame: Any) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def check_size(width: int, height: int, field: str) -> None:
+def check_size(width: int, height: int, field: str, max_pixels: int = MAX_PIXELS) -> None:
     """Raise InvalidRequest for frames with more pixels than an image may have."""
-    if width * height > MAX_PIXELS:
-        message = f"its frames have {width}x{height} pixels, expected at most {MAX_PIXELS}; send a smaller video."
-        raise InvalidRequest(field, message, found=width * height, expected=MAX_PIXELS)
+    if width * height > max_pixels:
+        message = f"its frames have {width}x{height} pixels, expected at most {max_pixels}; send a smaller video."
+        raise InvalidRequest(field, message, found=width * height, expected=max_pixels)

@@ -69,10 +69,10 @@ def load_image(source: ImageSource, *, field: str = FIELD, max_pixels: int = MAX
 
 
 @contextmanager
-def loaded(source: ImageSource, *, field: str = FIELD) -> Iterator[Image.Image]:
+def loaded(source: ImageSource, *, field: str = FIELD, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """What load_image gives. Of large images there is one at a time in the process, from when it is decoded until the block ends, so
     that memory is bounded however many threads load them; a block must not begin another. Raises as load_image does."""
-    height, width = image_size(source, field=field)
+    height, width = image_size(source, field=field, max_pixels=max_pixels)
     if height * width <= LARGE_PIXELS:
         yield load_image(source, field=field)
         return

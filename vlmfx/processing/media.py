@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vlmfx.errors import InvalidRequest, reason_of
 from vlmfx.processing import embed_files, web
+from vlmfx.processing.images import MAX_PIXELS
 from vlmfx.processing.messages import Media
 from vlmfx.processing.video import MAX_FRAMES
 
@@ -59,8 +60,9 @@ class MediaPolicy:
     fetch from; None allows every public one. private_media_hosts: "HOST" or "HOST:PORT" that may have a private address.
     allow_paths: whether plain paths in parts, and of chat templates, are opened: they are the caller's own offline, and a client's
     in a server, which says False. The timeouts are of a whole transfer, name look-up and redirects included; max_total_s and
-    max_total_bytes are of all media of a prompt. on_fetch(scheme, seconds, is_refused) is told of each URL, from the thread that
-    fetches; on_bytes(number) of bytes as they come from a host or a file, and what it raises ends the fetch."""
+    max_total_bytes are of all media of a prompt, max_image_pixels of one image or frame. on_fetch(scheme, seconds, is_refused) is told
+    of each URL, from the thread that fetches; on_bytes(number) of bytes as they come from a host or a file, and what it raises ends
+    the fetch."""
 
     allowed_local_media_path: str | Path | None = None
     allowed_media_domains: tuple[str, ...] | None = None
@@ -72,6 +74,7 @@ class MediaPolicy:
     max_redirects: int = 5
     max_total_s: float = 120.0
     max_total_bytes: int = 2**30
+    max_image_pixels: int = MAX_PIXELS
     on_fetch: Callable[[str, float, bool], None] | None = None
     on_bytes: Callable[[int], None] | None = None
 

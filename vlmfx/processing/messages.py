@@ -93,9 +93,7 @@ def _read_part(part: Any, field: str) -> str | Media:
         found = kind if isinstance(part, Mapping) else type(part).__name__
         message = f"parts of type {shown(found)} are not known; use one of {', '.join(PART_TYPES)}."
         raise InvalidRequest(field, message, found=found, expected=PART_TYPES)
-    value = part.get(TEXTS.get(kind, kind))
-    if kind in ("image", "video") and value is None:
-        value = part.get("path", part.get("url"))  # transformers' names
+    value = value_of(part, kind)
     if kind.endswith("_url") and isinstance(value, Mapping):
         check_beside(value.get("detail"), part.get("uuid"), field)
         value = value.get("url")
@@ -103,6 +101,14 @@ def _read_part(part: Any, field: str) -> str | Media:
         message = f"this {kind} part has no usable {TEXTS.get(kind, kind)!r} (found {type(value).__name__}); add it."
         raise InvalidRequest(field, message, found=type(value).__name__)
     return str(value) if kind in TEXTS else Media(kind, value, field)
+
+
+def value_of(part: Mapping[str, Any], kind: str) -> Any:
+    """What a part of this type holds, None if nothing."""
+    value = part.get(TEXTS.get(kind, kind))
+    if kind in ("image", "video") and value is None:
+        value = part.get("path", part.get("url"))  # transformers' names
+    return value
 
 
 def check_beside(detail: Any, uuid: Any, field: str) -> None:

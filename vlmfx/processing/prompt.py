@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlmfx.errors import InvalidRequest, shown
 from vlmfx.models.vision_inputs import VisionInputs
-from vlmfx.processing import video
+from vlmfx.processing import containers, video
 from vlmfx.processing.conversation import KEYS as CHAT_KEYS
 from vlmfx.processing.conversation import render as render_conversation
 from vlmfx.processing.embed_files import read_files
@@ -80,8 +80,10 @@ def plan(processor: Processor, prompt: Any) -> Plan:
     if "messages" in request:
         text, chat_media = chat_prompt(processor, request)
         given, given_videos = chat_media["image"], chat_media["video"]
+    elif text is not None:
+        check_text(processor, text)
     source: str | list[int] = text if text is not None else _ids_of(processor, request["prompt_token_ids"])
-    images, embeds, image_layouts = _images(functions, cfg, given)
+    images, embeds, image_layouts = _images(functions, cfg, given, processor.media.max_image_pixels)
     videos = _videos(processor, given_videos, request.get("media_io_kwargs"))
     if videos and embeds is not None:
         raise InvalidRequest(
@@ -145,7 +147,7 @@ def count_tokens(processor: Processor, prompt: Any) -> int:
 def chat_prompt(processor: Processor, request: Mapping[str, Any]) -> tuple[str, dict[str, list[Any]]]:
     """The rendered chat prompt of a request with "messages", one placeholder an image or video, and those by modality in order.
 
-    URLs are fetched, once it is known that there are not too many."""
+    URLs are fetched, once it is known that there are not too many and that the text is not too long."""
 
     def check(media: Sequence[Media]) -> None:
         for modality in ("image", "video"):
@@ -160,6 +162,7 @@ def chat_prompt(processor: Processor, request: Mapping[str, Any]) -> tuple[str, 
         reads_files=processor.media.allow_paths,
         check=check,
     )
+    check_text(processor, text)
     loaded: dict[str, list[Any]] = {"image": [], "video": []}
     for item, value in zip(media, load_all(media, processor.media), strict=True):
         loaded[item.modality].append(value)
@@ -268,6 +271,11 @@ def check_count_of(processor: Processor, modality: str, count: int) -> None:
         )
 
 
+def check_text(processor: Processor, text: str) -> None:
+    """Refuse a text that is too long for the model, before it is tokenized, where that can be told; none that would fit."""
+    _check_length(processor, processor.tokenizer.least_tokens(text, processor.max_model_len - 1), at_least=True)
+
+
 def _check_length(processor: Processor, length: int, *, at_least: bool = False) -> None:
     """Refuse a prompt of `length` tokens, or of at least so many, that does not leave room for one more."""
     most = processor.max_model_len - 1
@@ -302,7 +310,9 @@ def _request_config(processor: Processor, settings: Mapping[str, Any]) -> Any:
     return change(processor.config, **settings) if settings else processor.config
 
 
-def _images(functions: ModuleType, cfg: Any, value: Any) -> tuple[list[Any], Tensor | None, list[MediaLayout]]:
+def _images(
+    functions: ModuleType, cfg: Any, value: Any, max_pixels: int
+) -> tuple[list[Any], Tensor | None, list[MediaLayout]]:
     """(images, still as they were given; ready embeddings or None; layouts)."""
     if value is None or (isinstance(value, (list, tuple)) and not value):
         return [], None, []
@@ -310,7 +320,8 @@ def _images(functions: ModuleType, cfg: Any, value: Any) -> tuple[list[Any], Ten
         rows, layouts = functions.embed_inputs(cfg, value)
         return [], rows, layouts
     images = list(value) if isinstance(value, (list, tuple)) else [value]
-    return images, None, [functions.layout(cfg, image_size(item, field=IMAGE_FIELD)) for item in images]
+    sizes = (image_size(item, field=IMAGE_FIELD, max_pixels=max_pixels) for item in images)
+    return images, None, [functions.layout(cfg, size) for size in sizes]
 
 
 def _videos(processor: Processor, given: list[Any], settings: Any) -> list[tuple[Any, video.VideoPlan]]:
@@ -319,7 +330,10 @@ def _videos(processor: Processor, given: list[Any], settings: Any) -> list[tuple
         raise InvalidRequest(video.FIELD, "this model takes no videos; pass some of its frames as images.")
     sampling = video.sampling_of(processor.media_io_kwargs if settings is None else settings)
     check_count_of(processor, "video", len(given))
-    return [(item, video.probe(item, sampling)) for item in given]
+    made = [(item, video.probe(item, sampling)) for item in given]
+    for _, chosen in made:
+        containers.check_size(chosen.width, chosen.height, video.FIELD, processor.media.max_image_pixels)
+    return made
 
 
 def _is_embeds(value: Any) -> bool:

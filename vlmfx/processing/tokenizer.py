@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from vlmfx.errors import CheckpointError, InvalidRequest, reason_of
+from vlmfx.processing.text_bound import TextBound
 
 # What transformers calls SPECIAL_TOKENS_ATTRIBUTES, in its order.
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -82,11 +83,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of text; special tokens written in it become their ids. Raises InvalidRequest."""
-        try:
-            text.encode()
-        except (AttributeError, UnicodeError) as error:  # JSON can carry half a surrogate pair, UTF-8 cannot
-            message = "the text is not valid Unicode (it has a lone surrogate, or is not a string); remove it."
-            raise InvalidRequest("prompt", message, found=type(text).__name__, expected="str") from error
+        _check_unicode(text)
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
@@ -94,6 +91,12 @@ class Tokenizer:
         """`encode` with special tokens, but a text that begins with bos, as some chat templates write it, does not get a second one."""
         has_bos = self.bos_token is not None and text.startswith(self.bos_token)
         return self.encode(text, add_special_tokens=not has_bos)
+
+    def least_tokens(self, text: str, enough: int) -> int:
+        """How many tokens of its own a text has at least, told in a fraction of the time that `encode` takes; what is over `enough` is
+        not looked for. 0 where that cannot be told. Raises InvalidRequest."""
+        _check_unicode(text)
+        return self._bound.least(text, enough) if len(text) > enough else 0
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids; an id beyond the vocabulary (embedding tables are padded) decodes to nothing."""
@@ -160,9 +163,21 @@ class Tokenizer:
         """Whether "<0x41>" and its like are bytes of a character."""
         return self.backend.decoder is not None and b'"ByteFallback"' in self.backend.decoder.__getstate__()
 
+    @cached_property
+    def _bound(self) -> TextBound:
+        return TextBound(self.backend)
+
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self.token_to_id(token)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except (AttributeError, UnicodeError) as error:  # JSON can carry half a surrogate pair, UTF-8 cannot
+        message = "the text is not valid Unicode (it has a lone surrogate, or is not a string); remove it."
+        raise InvalidRequest("prompt", message, found=type(text).__name__, expected="str") from error
 
 
 def _special_and_missing(

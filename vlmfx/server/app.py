@@ -14,6 +14,7 @@ from vlmfx.server import embeddings, generation, images, page, status, tokens
 from vlmfx.server.auth import OPEN_PATHS, Auth
 from vlmfx.server.calls import Call, Calls, call_of
 from vlmfx.server.errors import HttpError, error_reply
+from vlmfx.server.hosts import Hosts, checked_hosts
 from vlmfx.server.replies import guarded
 from vlmfx.server.service import Service
 
@@ -26,7 +27,7 @@ GET: dict[str, Endpoint] = {
     "/metrics": status.metrics,
     "/v1/models": status.models,
     "/v1/models/{name:path}": status.model,
-    "/v1/images/{id}": images.get,
+    "/v1/images/{id:path}": images.get,
 }
 
 
@@ -48,14 +49,14 @@ POST: dict[str, Endpoint] = {
     "/detokenize": tokens.detokenize,
     "/v1/images": images.put,
 }
-DELETE: dict[str, Endpoint] = {"/v1/images/{id}": images.delete}
+DELETE: dict[str, Endpoint] = {"/v1/images/{id:path}": images.delete}
 
 
 def create_app(service: Service) -> FastAPI:
     """An application of a service, whose engine is the caller's to close. Keys and origins are those of the service's options."""
     options = service.options
-    # No pages of documentation: they would load scripts from another host.
-    app = FastAPI(title="vlmfx", openapi_url=None, docs_url=None, redoc_url=None)
+    # No pages of documentation: they would load scripts from another host. No redirects: they would name whatever host the client does.
+    app = FastAPI(title="vlmfx", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     pages = page.endpoints() if options.page else {}
     for method, endpoints in (("GET", {**GET, **pages}), ("POST", POST), ("DELETE", DELETE)):
         for path, endpoint in endpoints.items():
@@ -63,7 +64,7 @@ def create_app(service: Service) -> FastAPI:
             app.add_route(path, guarded(path, partial(endpoint, service), service.metrics), methods=[method])
     app.add_exception_handler(HTTPException, _http_error)
     if options.api_keys:
-        app.add_middleware(Auth, keys=options.api_keys, open_paths=OPEN_PATHS.union(pages, [""] if pages else []))
+        app.add_middleware(Auth, keys=options.api_keys, open_paths=OPEN_PATHS.union(pages))
     if options.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -77,22 +78,28 @@ def create_app(service: Service) -> FastAPI:
     def count(call: Call) -> None:
         service.metrics.answered(call.route, call.status)
 
+    hosts = checked_hosts(options)
+    if hosts is not None:
+        app.add_middleware(Hosts, names=hosts)
     if options.root_path:
-        app.add_middleware(Prefix, root_path=options.root_path.rstrip("/"))
-    app.add_middleware(Calls, as_json=options.log_format == "json", at_end=count)
+        app.add_middleware(Prefix, root_path=options.root_path.rstrip("/"), has_page=options.page)
+    app.add_middleware(Calls, as_json=options.log_format == "json", at_end=count, running=service.calls)
     return app
 
 
 class Prefix:
-    """Takes paths with root_path before them and without, as proxies leave it there or not."""
+    """Takes paths with root_path before them and without, as proxies leave it there or not. root_path alone leads to the page."""
 
-    def __init__(self, app: ASGIApp, root_path: str) -> None:
-        self.app, self.root_path = app, root_path
+    def __init__(self, app: ASGIApp, root_path: str, has_page: bool) -> None:
+        self.app, self.root_path, self.has_page = app, root_path, has_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
         if scope["type"] == "http":
             scope["root_path"] = self.root_path
-        await self.app(scope, receive, send)
+            if self.has_page and scope["path"] == self.root_path:
+                app = Response(status_code=307, headers={"Location": f"{self.root_path}/"})
+        await app(scope, receive, send)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -31,6 +31,11 @@ def add_server(verb: argparse.ArgumentParser) -> None:
         "--api-key", nargs="+", action="extend", default=[], metavar="KEY",
         help="requests must carry one of the keys; repeat for several; VLMFX_API_KEY, or VLLM_API_KEY, is one more",
     )  # fmt: skip
+    verb.add_argument(
+        "--allowed-hosts", nargs="+", action="extend", default=[], metavar="NAME",
+        help="names that requests may ask for this server by; * for any; by default localhost and addresses where the server "
+        "listens at a loopback address and has no key, else any",
+    )  # fmt: skip
     for name, says in (("origins", "pages that may use the server"), ("methods", "of those"), ("headers", "of those")):
         verb.add_argument(f"--allowed-{name}", metavar="JSON", help=f"{says}, as a list in JSON")
     verb.add_argument("--allow-credentials", action="store_true", help="whether those may send cookies")
@@ -38,11 +43,20 @@ def add_server(verb: argparse.ArgumentParser) -> None:
         "--trust-request-chat-template", action="store_true", help="render chat templates that requests bring"
     )
     verb.add_argument(
+        "--max-connections", type=int, default=DEFAULTS.max_connections, help="that are open at once (1024)"
+    )
+    verb.add_argument(
+        "--header-timeout", type=float, default=DEFAULTS.header_timeout_s, help="seconds for headers to come (30)"
+    )
+    verb.add_argument(
         "--max-waiting", type=int, default=DEFAULTS.max_waiting, help="requests that may wait for others (1024)"
     )
     verb.add_argument("--max-body-mib", type=int, default=DEFAULTS.max_body_bytes // MIB, help="of a request (64)")
     verb.add_argument(
         "--max-held-mib", type=int, default=DEFAULTS.max_held_bytes // MIB, help="of requests together (512)"
+    )
+    verb.add_argument(
+        "--max-image-pixels", type=int, default=DEFAULTS.max_image_pixels, help="of one picture or frame (178956970)"
     )
     verb.add_argument("--body-timeout", type=float, default=DEFAULTS.body_timeout_s, help="seconds for a body to come")
     verb.add_argument("--request-timeout", type=float, help="seconds from a request to the end of its answer")
@@ -106,13 +120,15 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
             lists[name] = names_of(_json(getattr(args, name), name), name)
     same = (
         "host", "port", "uds", "root_path", "ssl_keyfile", "ssl_certfile", "allow_credentials", "trust_request_chat_template",
-        "page", "max_waiting", "metrics_prefix", "log_format",
+        "page", "max_connections", "max_image_pixels", "max_waiting", "metrics_prefix", "log_format",
     )  # fmt: skip
     return ServerOptions(
         names=tuple(args.served_model_name or [args.model]),
+        allowed_hosts=tuple(args.allowed_hosts),
         api_keys=keys_of(args.api_key),
         max_body_bytes=args.max_body_mib * MIB,
         max_held_bytes=args.max_held_mib * MIB,
+        header_timeout_s=args.header_timeout,
         body_timeout_s=args.body_timeout,
         request_timeout_s=args.request_timeout,
         drain_timeout_s=args.drain_timeout,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -29,6 +29,8 @@ class Bodies:
         self.most, self.most_held, self.timeout_s = most, most_held, timeout_s
         self.num_held = 0
         self._lock = Lock()
+        self._readers: set[asyncio.Task[Any]] = set()
+        self._ended: str | None = None
 
     async def read(self, request: Request, types: Sequence[str] = ("application/json",)) -> bytes:
         """The body, of one of these types or groups of types ("image/"), which counts as held until the call ends. Raises HttpError,
@@ -49,11 +51,26 @@ class Bodies:
             raise self._too_large()
         call = call_of(request.scope)
         call.on_end(self._release)
+        reader = asyncio.current_task()
+        assert reader is not None
+        self._readers.add(reader)
         try:
             return await asyncio.wait_for(self._read(request, call), self.timeout_s or None)
+        except asyncio.CancelledError:
+            if self._ended is None:
+                raise
+            raise EngineFull(self._ended) from None
         except asyncio.TimeoutError:
             message = f"the body did not come within {self.timeout_s:g} s; send it at once."
             raise HttpError(408, message, headers={"Connection": "close"}) from None
+        finally:
+            self._readers.discard(reader)
+
+    def end(self, message: str) -> None:
+        """Fail what is still being read by an EngineFull of this message; for the thread of the loop that reads."""
+        self._ended = message
+        for reader in self._readers:
+            reader.cancel()
 
     async def _read(self, request: Request, call: Call) -> bytes:
         parts: list[bytes] = []
@@ -94,12 +111,12 @@ class Bodies:
         return HttpError(413, message, code="request_too_large", headers={"Connection": "close"})
 
 
-async def read_json(request: Request, bodies: Bodies, pool: ThreadPoolExecutor, read: Callable[[Any], T]) -> T:
+async def read_json(request: Request, bodies: Bodies, pool: Executor, read: Callable[[Any], T]) -> T:
     """read(what the body of a request says), in a thread where it is not small. Raises as `Bodies.read` and read do, and InvalidRequest."""
-    return await parsed_in(pool, await bodies.read(request), read)
+    return await parsed_in(call_of(request.scope).pool(pool), await bodies.read(request), read)
 
 
-async def parsed_in(pool: ThreadPoolExecutor, text: bytes, read: Callable[[Any], T]) -> T:
+async def parsed_in(pool: Executor, text: bytes, read: Callable[[Any], T]) -> T:
     """read(what a JSON text says), in a thread where it is not small. Raises as read does, and InvalidRequest."""
     if len(text) <= SMALL:
         return read(parsed(text))

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -38,28 +39,49 @@ class Call:
     num_answer: int = 0
     error: str | None = None
     owner: bytes = b""
-    _at_end: list[Callable[[Call], None]] = field(default_factory=list)
-    _lock: Lock = field(default_factory=Lock)
     is_over: bool = False
+    _at_end: list[Callable[[Call], None]] = field(default_factory=list)
+    _num_working: int = 0
+    _lock: Lock = field(default_factory=Lock)
 
     @property
     def seconds(self) -> float:
         """Since it came."""
         return time.perf_counter() - self.start
 
+    def pool(self, pool: Executor) -> CallPool:
+        """A pool's threads, for work of this call."""
+        return CallPool(pool, self)
+
     def on_end(self, do: Callable[[Call], None]) -> None:
-        """Have something done when it ends, or now if it has: a thread may work for it longer than it lasts."""
+        """Have something done once it is over and no thread works for it any more; now, if that is so."""
         with self._lock:
-            if not self.is_over:
-                self._at_end.append(do)
-                return
-        do(self)
+            self._at_end.append(do)
+        self._settle()
 
     def end(self) -> None:
-        """Do what is to be done."""
+        """It is over: its answer is sent, or its client gone."""
         with self._lock:
             self.is_over = True
-        for do in self._at_end:
+        self._settle()
+
+    def work_until(self, done: Future[Any]) -> None:
+        """Count a thread's work as done for it, until that is done or dropped."""
+        with self._lock:
+            self._num_working += 1
+        done.add_done_callback(self._work_done)
+
+    def _work_done(self, _: Future[Any]) -> None:
+        with self._lock:
+            self._num_working -= 1
+        self._settle()
+
+    def _settle(self) -> None:
+        with self._lock:
+            if not self.is_over or self._num_working:
+                return
+            ready, self._at_end = self._at_end, []
+        for do in ready:
             do(self)
 
     def line(self, as_json: bool) -> str:
@@ -80,6 +102,19 @@ class Call:
         )
 
 
+class CallPool(Executor):
+    """A pool as one call uses it: what the call holds counts as held until its work there is done or dropped, which may be long after
+    its client has left."""
+
+    def __init__(self, pool: Executor, call: Call) -> None:
+        self._pool, self._call = pool, call
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = self._pool.submit(fn, *args, **kwargs)
+        self._call.work_until(future)
+        return future
+
+
 def call_of(scope: Scope) -> Call:
     """The call that a scope belongs to."""
     call: Call = scope[KEY]
@@ -88,10 +123,17 @@ def call_of(scope: Scope) -> Call:
 
 class Calls:
     """Gives each request an id, its own x-request-id where that is a plain one, which goes back with the answer; logs it at its end, when
-    at_end(call) is called, too."""
+    at_end(call) is called, too. running: those that have not ended, kept up to date."""
 
-    def __init__(self, app: ASGIApp, as_json: bool = False, at_end: Callable[[Call], None] = lambda call: None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        as_json: bool = False,
+        at_end: Callable[[Call], None] = lambda call: None,
+        running: set[Call] | None = None,
+    ) -> None:
         self.app, self.as_json, self.at_end = app, as_json, at_end
+        self.running = set() if running is None else running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,6 +147,7 @@ class Calls:
             client=(scope.get("client") or ("-",))[0],
         )
         scope[KEY] = call
+        self.running.add(call)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -115,6 +158,7 @@ class Calls:
         try:
             await self.app(scope, receive, sending)
         finally:
+            self.running.discard(call)
             call.end()
             self.at_end(call)
             log.info(call.line(self.as_json))

@@ -36,7 +36,7 @@ async def embed(service: Service, request: Request) -> Response:
         is_base64=asked.is_base64,
         id=f"embd-{call.id}",
     )
-    return await reply(write, service.working)
+    return await reply(write, call.pool(service.working))
 
 
 async def score(service: Service, request: Request) -> Response:
@@ -54,7 +54,7 @@ async def score(service: Service, request: Request) -> Response:
         scores = [score_of(a, b) for a, b in zip(first, second, strict=True)]
         return score_response(scores, call.num_prompt, service.name, int(time.time()), id=f"score-{call.id}")
 
-    return await reply(write, service.working)
+    return await reply(write, call.pool(service.working))
 
 
 def _embedding(service: Service, body: Any) -> tuple[dict[str, Any], EmbeddingRequest]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from vlmfx.server.calls import Call, call_of
 from vlmfx.server.errors import error_kind, told
 from vlmfx.server.replies import reply
 from vlmfx.server.service import Service
-from vlmfx.server.stream import DONE, EventStream, chained, event, unless_gone
+from vlmfx.server.stream import DONE, Begun, EventStream, event, unless_gone
 
 PATH = {True: "/v1/chat/completions", False: "/v1/completions"}  # by whether it is a chat
 PATIENCE_S = 10.0  # a stream begins after so long at the latest; an error before that still has its own status
@@ -62,7 +61,7 @@ async def generate(service: Service, is_chat: bool, request: Request) -> Respons
 
     size = call.num_answer * (1 if asked.params.logprobs is None else 10 + 10 * asked.form.num_top)
     size += call.num_prompt * 10 if asked.params.prompt_logprobs is not None else 0
-    return await reply(body, service.working if size > MANY else None)
+    return await reply(body, call.pool(service.working) if size > MANY else None)
 
 
 def _asked(service: Service, is_chat: bool, body: Any) -> Asked:
@@ -85,15 +84,18 @@ async def _streamed(service: Service, request: Request, asked: Asked, make: Any,
             chunks.num_prompt[one.number] = one.num_tokens
         return made
 
-    events = service.events(placed, asked.prompts)
-    first = asyncio.ensure_future(anext(events))
-    await unless_gone(request.receive, first, PATIENCE_S)
-    num_choices = len(asked.prompts) * asked.params.n
-    return EventStream(_lines(service, call_of(request.scope), chunks, chained(first, events), num_choices))
+    events = Begun(service.events(placed, asked.prompts, call_of(request.scope)))
+    try:
+        await unless_gone(request.receive, events.first, PATIENCE_S)
+    except BaseException:
+        await events.aclose()
+        raise
+    lines = _lines(service, call_of(request.scope), chunks, events, len(asked.prompts) * asked.params.n)
+    return EventStream(lines, events)
 
 
 async def _lines(
-    service: Service, call: Call, chunks: Chunks, events: AsyncIterator[list[Event]], num_choices: int
+    service: Service, call: Call, chunks: Chunks, events: Begun[list[Event]], num_choices: int
 ) -> AsyncGenerator[bytes, None]:
     """The events of a stream, [DONE] at the end of it. An error is one of them."""
     try:
@@ -114,6 +116,4 @@ async def _lines(
         call.error = error_kind(error)
         service.metrics.failed(call.error, status)
         yield event(body)
-    finally:
-        await events.aclose()  # type: ignore[attr-defined]  # it is a generator
     yield DONE

@@ -11,7 +11,7 @@ from vlmfx.errors import EngineFull, ImageNotFound, InvalidRequest, shown
 from vlmfx.processing.images import image_size
 from vlmfx.processing.inputs import MediaLayout
 from vlmfx.processing.media import load_all
-from vlmfx.processing.messages import Media, check_beside
+from vlmfx.processing.messages import Media, check_beside, value_of
 from vlmfx.processing.prompt import Processor, check_count_of
 from vlmfx.server.image_store import MAX_NAME_CHARS, ImageStore, StoredImage
 
@@ -71,7 +71,7 @@ def stored(
     blob: bytes, field: str, owner: bytes, store: ImageStore, processor: Processor, name: str | None = None
 ) -> StoredImage:
     """The image of a file whose header is good, in the store. Raises InvalidRequest and EngineFull."""
-    height, width = image_size(blob, field=field)
+    height, width = image_size(blob, field=field, max_pixels=processor.media.max_image_pixels)
     try:
         layout: MediaLayout = processor.functions.layout(processor.config, (height, width))
     except InvalidRequest as error:
@@ -90,7 +90,7 @@ def _named(messages: Any) -> Iterator[Named]:
             if kind == "image_ref":
                 yield Named(i, j, _name(part.get("id"), f"{field}.id"), None, f"{field}.id")
             elif kind in KINDS and part.get("uuid") is not None:
-                value = part.get(kind)
+                value = value_of(part, kind)
                 url = value.get("url") if isinstance(value, dict) else value
                 if url is None or isinstance(url, str):
                     check_beside(value.get("detail") if isinstance(value, dict) else None, None, field)

@@ -51,8 +51,7 @@ class ImageStore:
         self.max_bytes, self.ttl_s = max_bytes, ttl_s
         self.num_queries = self.num_hits = 0
         self._clock, self._secret, self._lock = clock, secrets.token_bytes(32), Lock()
-        self._num_bytes = 0
-        self._owned: Counter[bytes] = Counter()  # bytes by owner, of those that can be found
+        self._owned: Counter[bytes] = Counter()  # bytes by owner, of all that is kept and of what requests still read
         self._images: dict[bytes, dict[str, StoredImage]] = {}  # by owner; the one used last is the last
         self._named: dict[tuple[bytes, str], StoredImage] = {}
 
@@ -66,7 +65,7 @@ class ImageStore:
         """Of all that is kept, and of what requests still read."""
         with self._lock:
             self._expire()
-            return self._num_bytes
+            return self._owned.total()
 
     def takes(self, num_bytes: int) -> bool:
         """Whether a file of this size can be kept at all."""
@@ -75,7 +74,7 @@ class ImageStore:
     def put(
         self, owner: bytes, blob: bytes, *, width: int, height: int, num_tokens: int, name: str | None = None
     ) -> StoredImage:
-        """The image of a file, under a name if there is one, which it takes from any other. Raises EngineFull."""
+        """The image of a file, under a name if there is one, which it takes from any other. Raises EngineFull, and drops nothing then."""
         digest = hashlib.blake2b(blob, key=self._secret, digest_size=16, person=owner[:16]).hexdigest()
         id = f"img-{digest}"
         with self._lock:
@@ -87,7 +86,6 @@ class ImageStore:
                 )  # fmt: skip
                 self._make_room(image)
                 self._images.setdefault(owner, {})[id] = image
-                self._num_bytes += image.size
                 self._owned[owner] += image.size
             self._touch(image, now)
             if name is not None:
@@ -111,8 +109,7 @@ class ImageStore:
         """What `find` gave has been read."""
         with self._lock:
             image.num_users -= 1
-            if image.is_gone and not image.num_users:
-                self._num_bytes -= image.size
+            self._free(image)
 
     def delete(self, owner: bytes, name: str) -> StoredImage | None:
         """The image that is there no more; None where it was not."""
@@ -151,27 +148,35 @@ class ImageStore:
             del self._named[image.owner, image.names.pop(0)]
 
     def _make_room(self, image: StoredImage) -> None:
-        while self._num_bytes + image.size > self.max_bytes:
-            owned = {**self._owned, image.owner: self._owned[image.owner] + image.size}
-            for owner in sorted(owned, key=owned.__getitem__, reverse=True):
-                unread = next((one for one in self._images.get(owner, {}).values() if not one.num_users), None)
-                if unread is not None and image.size <= self.max_bytes:
-                    self._drop(unread)
+        owned = self._owned + Counter({image.owner: image.size})
+        unread = {key: (one for one in images.values() if not one.num_users) for key, images in self._images.items()}
+        going: list[StoredImage] = []  # all are chosen before any goes
+        while owned.total() > self.max_bytes:
+            for owner, _ in owned.most_common():
+                one = next(unread.get(owner, iter(())), None)
+                if one is not None:
+                    going.append(one)
+                    owned[owner] -= one.size
                     break
             else:
                 message = "there is no room for the image now, as others are being read; send it again in a while."
                 raise EngineFull(message)
+        for one in going:
+            self._drop(one)
 
     def _drop(self, image: StoredImage) -> None:
         images = self._images[image.owner]
         del images[image.id]
         if not images:
             del self._images[image.owner]
-        self._owned[image.owner] -= image.size
-        if not self._owned[image.owner]:
-            del self._owned[image.owner]
         for name in image.names:
             del self._named[image.owner, name]
         image.is_gone = True
-        if not image.num_users:
-            self._num_bytes -= image.size
+        self._free(image)
+
+    def _free(self, image: StoredImage) -> None:
+        """Count an image no more, if it is gone and nobody reads it."""
+        if image.is_gone and not image.num_users:
+            self._owned[image.owner] -= image.size
+            if not self._owned[image.owner]:
+                del self._owned[image.owner]

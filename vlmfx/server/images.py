@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from vlmfx.engine.deadline import in_time
 from vlmfx.engine.fields import refuse
 from vlmfx.errors import ImageNotFound, InvalidRequest, shown
 from vlmfx.openai.fields import checked
@@ -31,10 +32,12 @@ async def put(service: Service, request: Request) -> Response:
         raise HttpError(404, message, code="images_not_stored")
     body = await service.bodies.read(request, TYPES)
     is_json = request.headers["content-type"].lower().startswith("application/json")
-    given = await parsed_in(service.working, body, _url) if is_json else body
-    fetches = isinstance(given, str) and is_fetched(given)
-    make = partial(_kept, service, call_of(request.scope), given)
-    response = await unless_gone(request.receive, reply(lambda: _described(service, make()), service.pool(fetches)))
+    call = call_of(request.scope)
+    given = await parsed_in(call.pool(service.working), body, _url) if is_json else body
+    make = partial(_kept, service, call, given)
+    pool = service.pool_aside(call, isinstance(given, str) and is_fetched(given))
+    replying = reply(lambda: _described(service, make()), pool)
+    response = await unless_gone(request.receive, in_time(replying, service.deadline(call)))
     assert response is not None
     return response
 
@@ -67,7 +70,7 @@ def _kept(service: Service, call: Call, given: bytes | str) -> StoredImage:
         most = service.images.max_bytes - ENTRY_BYTES
         message = f"the image has {len(blob)} bytes, but {most} are kept at most; send it with each request."
         raise InvalidRequest(field, message, found=len(blob), expected=most)
-    with loaded(blob, field=field):
+    with loaded(blob, field=field, max_pixels=service.processor.media.max_image_pixels):
         pass
     return stored(blob, field, call.owner, service.images, service.processor)
 

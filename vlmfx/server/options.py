@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Literal
 
 from vlmfx.errors import InvalidRequest, shown
 
 MEDIA_LIMITS = {"image": 64, "video": 8}  # of a prompt, where --limit-mm-per-prompt does not say
+MAX_IMAGE_PIXELS = 178_956_970  # that of vlmfx.processing.images, which is not imported here
 KEY_VARIABLES = ("VLMFX_API_KEY", "VLLM_API_KEY")
 
 
@@ -17,9 +20,12 @@ KEY_VARIABLES = ("VLMFX_API_KEY", "VLLM_API_KEY")
 class ServerOptions:
     """names: what clients may call the model, the first of them in answers. host None is every address of the machine, as in vLLM.
 
-    api_keys: one of them must come with a request; none lets everybody in. page: whether there is one at / to try the model on.
-    max_waiting: requests that wait for the engine, beyond those that run. max_body_bytes: of a request; max_held_bytes: of the bodies
-    of all requests that are being served; a body must be there within body_timeout_s. request_timeout_s: from a request's arrival to
+    allowed_hosts: what the Host header may say beside localhost, host and addresses, "*" for anything; where it is empty any is taken,
+    unless the server has no key and listens at a loopback address. api_keys: one of them must come with a request; none lets everybody
+    in. page: whether there is one at / to try the model on. max_connections: that are open at once; header_timeout_s: for the headers of
+    a request to come, 0 for no limit. max_waiting: requests that wait for the engine, beyond those that run; also of what needs no
+    engine, and of what fetches. max_body_bytes: of a request; max_held_bytes: of the bodies of all requests that are being served; a
+    body must be there within body_timeout_s. max_image_pixels: of one image or frame. request_timeout_s: from a request's first byte to
     its end; None is no limit. drain_timeout_s: what runs at SIGTERM may take so long to end. max_image_store_bytes: of images that are
     kept for later requests, 0 for none; image_ttl_s: how long one is kept that nobody uses. Raises InvalidRequest."""
 
@@ -30,6 +36,7 @@ class ServerOptions:
     root_path: str = ""
     ssl_keyfile: str | None = None
     ssl_certfile: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     allowed_methods: tuple[str, ...] = ("*",)
@@ -37,12 +44,15 @@ class ServerOptions:
     allow_credentials: bool = False
     trust_request_chat_template: bool = False
     page: bool = True
+    max_connections: int = 1024
+    header_timeout_s: float = 30.0
     max_waiting: int = 1024
     max_body_bytes: int = 64 * 2**20
     max_held_bytes: int = 512 * 2**20
     body_timeout_s: float = 60.0
     request_timeout_s: float | None = None
     drain_timeout_s: float = 30.0
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     max_image_store_bytes: int = 256 * 2**20
     image_ttl_s: float = 3600.0
     metrics_prefix: Literal["vlmfx", "vllm"] = "vlmfx"
@@ -51,15 +61,17 @@ class ServerOptions:
     def __post_init__(self) -> None:
         for name, least, most in (
             ("port", 0, 65535),
+            ("max_connections", 1, None),
             ("max_waiting", 0, None),
             ("max_body_bytes", 1, None),
+            ("max_image_pixels", 1, MAX_IMAGE_PIXELS),
             ("max_image_store_bytes", 0, None),
         ):
             value = getattr(self, name)
             if type(value) is not int or value < least or (most is not None and value > most):
                 span = f"{least} or more" if most is None else f"{least} to {most}"
                 raise InvalidRequest(name, f"it is {shown(value)}; use a whole number of {span}.", found=value)
-        for name in ("body_timeout_s", "request_timeout_s", "drain_timeout_s", "image_ttl_s"):
+        for name in ("header_timeout_s", "body_timeout_s", "request_timeout_s", "drain_timeout_s", "image_ttl_s"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1e9):
                 raise InvalidRequest(name, f"it is {shown(value)}; use a number of seconds.", found=value)
@@ -76,13 +88,24 @@ class ServerOptions:
                 "one of the keys is empty, or holds a space at an end or what HTTP cannot carry; use plain characters."
             )
             raise InvalidRequest("api_key", message)
+        for name in self.allowed_hosts:
+            if not name or set(name) & set("/:[] "):
+                message = f"it holds {shown(name)}; give names alone, as example.com, without scheme, port or brackets."
+                raise InvalidRequest("allowed_hosts", message, found=name)
         if self.root_path and not self.root_path.startswith("/"):
             raise InvalidRequest("root_path", f"it is {self.root_path!r}; begin it with a slash.", found=self.root_path)
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether host is an address of the machine for itself alone."""
+        with suppress(ValueError):
+            return ip_address(self.host or "").is_loopback
+        return self.host == "localhost"
+
+    @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
-        return self.uds is not None or self.host in ("127.0.0.1", "::1", "localhost")
+        return self.uds is not None or self.is_loopback
 
 
 def keys_of(given: Sequence[str], environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import uvicorn
@@ -23,10 +22,11 @@ from vlmfx.engine.async_engine import AsyncEngine
 from vlmfx.engine.engine import Engine
 from vlmfx.engine.request import SamplingParams
 from vlmfx.engine.sequence import Request
-from vlmfx.errors import InvalidRequest
 from vlmfx.processing.prompt import with_options
+from vlmfx.server.addresses import bind, url_of
 from vlmfx.server.app import create_app
 from vlmfx.server.charges import charge
+from vlmfx.server.connections import Connection, allow_files
 from vlmfx.server.metrics import Metrics
 from vlmfx.server.options import ServerOptions
 from vlmfx.server.service import Service
@@ -55,16 +55,18 @@ def serve(load: Callable[[], Loaded], options: ServerOptions) -> int:
     The address is taken before the model is loaded, so that one that is in use shows at once, but connections are refused until the
     model is there. Raises InvalidRequest for the address, and what load raises."""
     _log_to_stderr()
-    listener = bind(options)
+    allow_files(options.max_connections)
+    listeners = bind(options)
     try:
         service = service_of(load(), options)
         try:
-            _run(service, listener)
+            _run(service, listeners)
         finally:
             service.engine.close()
             service.close()
     finally:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         if options.uds:
             with suppress(OSError):
                 os.unlink(options.uds)
@@ -79,49 +81,26 @@ def service_of(llm: Loaded, options: ServerOptions) -> Service:
     metrics = Metrics(
         llm.engine, steps, options.names[0], prefix=options.metrics_prefix, compiles=lambda: counter.total
     )
-    media = {"allow_paths": False, "on_fetch": metrics.fetched, "on_bytes": charge}
+    media = {
+        "allow_paths": False,
+        "on_fetch": metrics.fetched,
+        "on_bytes": charge,
+        "max_image_pixels": options.max_image_pixels,
+    }
     llm.model = replace(llm.model, processor=with_options(llm.model.processor, None, media))
     engine = AsyncEngine(llm.engine, llm.request, max_waiting=options.max_waiting)
     return Service(engine=engine, processor=llm.model.processor, task=llm.task, options=options, metrics=metrics)
 
 
-def bind(options: ServerOptions) -> socket.socket:
-    """The socket of the address, which does not listen yet. Raises InvalidRequest."""
-    where = options.uds or f"{options.host or '*'}:{options.port}"
-    try:
-        if options.uds:
-            with suppress(FileNotFoundError):
-                if stat.S_ISSOCK(os.stat(options.uds).st_mode) and not _answers(options.uds):
-                    os.unlink(options.uds)  # left by a server that was killed
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(options.uds)
-            return listener
-        found = socket.getaddrinfo(
-            options.host or "0.0.0.0", options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family, kind, proto, _, address = found[0]
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        return listener
-    except OSError as error:
-        is_used = error.errno == errno.EADDRINUSE
-        why = "it is in use" if is_used else f"it cannot be had ({error.strerror or error})"
-        raise InvalidRequest("uds" if options.uds else "port", f"{where}: {why}; choose another.") from error
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(path) == 0
-
-
-def _run(service: Service, listener: socket.socket) -> None:
+def _run(service: Service, listeners: list[socket.socket]) -> None:
     options = service.options
+    connection = partial(Connection, max_connections=options.max_connections, header_timeout_s=options.header_timeout_s)
     config = uvicorn.Config(
         create_app(service),
         root_path="",  # the application has it
         ssl_keyfile=options.ssl_keyfile,
         ssl_certfile=options.ssl_certfile,
+        http=connection,  # type: ignore[arg-type]  # a class with some arguments given
         backlog=BACKLOG,
         access_log=False,
         log_config=None,
@@ -136,7 +115,8 @@ def _run(service: Service, listener: socket.socket) -> None:
         log.warning("no API key is set: whoever reaches this address can use the model; see --api-key and --host.")
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it is done
     try:
-        _Server(config, service, _url(options, listener)).run(sockets=[listener])
+        urls = [url_of(options, listener) for listener in listeners]
+        _Server(config, service, urls).run(sockets=listeners)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -144,34 +124,20 @@ def _run(service: Service, listener: socket.socket) -> None:
 class _Server(uvicorn.Server):
     """Uvicorn's server, which drains the engine while it waits for its connections to end."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, urls: list[str]) -> None:
         super().__init__(config)
-        self.service, self.url = service, url
+        self.service, self.urls = service, urls
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        log.info("serving %s at %s", ", ".join(self.service.options.names), self.url)
+        log.info("serving %s at %s", ", ".join(self.service.options.names), " and ".join(self.urls))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        engine, seconds = self.service.engine, self.service.options.drain_timeout_s
-        log.info("ending: %d requests have %g s to finish", engine.num_requests, seconds)
-
-        async def drain() -> None:
-            await engine.drain(seconds)
-            self.service.close()  # those that still fetch have not come to the engine
-
-        draining = asyncio.ensure_future(drain())
+        seconds = self.service.options.drain_timeout_s
+        log.info("ending: %d requests have %g s to finish", len(self.service.calls), seconds)
+        draining = asyncio.ensure_future(self.service.drain(seconds))
         await super().shutdown(sockets)
         await draining
-
-
-def _url(options: ServerOptions, listener: socket.socket) -> str:
-    if options.uds:
-        return f"unix:{options.uds}"
-    host, port = listener.getsockname()[:2]
-    return (
-        f"http{'s' if options.ssl_certfile else ''}://{f'[{host}]' if ':' in host else host}:{port}{options.root_path}"
-    )
 
 
 def _log_to_stderr() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,21 +17,24 @@ from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.events import Event, Output
 from vlmfx.engine.request import RequestOutput, SamplingParams
 from vlmfx.engine.sequence import Request
-from vlmfx.errors import EngineFull, InvalidRequest, shown
+from vlmfx.errors import InvalidRequest, shown
 from vlmfx.openai.fields import check_model
 from vlmfx.openai.requests import request_options
 from vlmfx.processing.prompt import Processor
 from vlmfx.server.body import Bodies
 from vlmfx.server.calls import Call
 from vlmfx.server.charges import charged_to
-from vlmfx.server.errors import HttpError
-from vlmfx.server.fetchers import Fetchers
+from vlmfx.server.errors import ClientGone, HttpError
 from vlmfx.server.image_parts import with_images
 from vlmfx.server.image_store import ImageStore, StoredImage
 from vlmfx.server.metrics import Metrics
 from vlmfx.server.options import ServerOptions
+from vlmfx.server.workers import Workers
 
-NUM_FETCHING = 64  # threads for prompts that name URLs: they wait for hosts most of the time
+PATIENCE_S = 0.05  # between looks for calls that have ended
+NUM_WORKING = 8
+NUM_ASIDE = 2
+NUM_FETCHING = 64  # they wait for hosts most of the time
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
 
 
@@ -46,15 +50,20 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     bodies: Bodies = field(init=False)
     images: ImageStore = field(init=False)
-    # Hosts that answer slowly must not keep prompts waiting that name none.
-    working: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "vlmfx-serve"))
-    fetching: Fetchers = field(default_factory=lambda: Fetchers(NUM_FETCHING))
+    working: Workers = field(init=False)  # bodies, prompts, answers: the engine says how many may wait
+    # Neither pictures to keep and texts to count, nor hosts that answer slowly, may keep prompts waiting.
+    aside: Workers = field(init=False)
+    fetching: Workers = field(init=False)
+    calls: set[Call] = field(default_factory=set)  # those that have not ended
 
     def __post_init__(self) -> None:
         options = self.options
         bodies = Bodies(options.max_body_bytes, options.max_held_bytes, options.body_timeout_s)
         object.__setattr__(self, "bodies", bodies)
         object.__setattr__(self, "images", ImageStore(options.max_image_store_bytes, options.image_ttl_s))
+        object.__setattr__(self, "working", Workers(NUM_WORKING, "vlmfx-serve"))
+        object.__setattr__(self, "aside", Workers(NUM_ASIDE, "vlmfx-aside", options.max_waiting))
+        object.__setattr__(self, "fetching", Workers(NUM_FETCHING, "vlmfx-fetch", options.max_waiting))
         self.metrics.watch(self.images)
 
     @property
@@ -94,17 +103,18 @@ class Service:
         options = {**request_options(body), **more}
         if len(self.options.api_keys) > 1:
             _keep_apart(options, call)
-        if self.options.request_timeout_s is not None:
-            options["deadline"] = time.perf_counter() + self.options.request_timeout_s
+        options["deadline"] = self.deadline(call)
         explicit = next((n for n in ("max_completion_tokens", "max_tokens") if body.get(n) is not None), None)
 
         def make(numbers: list[int]) -> list[Request]:
             start = time.perf_counter()
+            made: list[Request] = []
             with self.charged_to(call):
                 given = [self.with_images(call, prompt) for prompt in prompts]
-                made = [
-                    self.engine.make(n, prompt, params, **options) for n, prompt in zip(numbers, given, strict=True)
-                ]
+                for number, prompt in zip(numbers, given, strict=True):
+                    if call.is_over:
+                        raise ClientGone
+                    made.append(self.engine.make(number, prompt, params, **options))
             for request in made:
                 if explicit is not None:
                     self._check_room(explicit, request)
@@ -112,6 +122,11 @@ class Service:
             return made
 
         return make
+
+    def deadline(self, call: Call) -> float | None:
+        """When a call's time is over, by time.perf_counter; its body and its prompt take of it, too."""
+        seconds = self.options.request_timeout_s
+        return None if seconds is None else call.start + seconds
 
     def charged_to(self, call: Call) -> AbstractContextManager[None]:
         """Inside, what is fetched counts among what requests hold, until the call ends."""
@@ -126,22 +141,26 @@ class Service:
         return with_images(prompt, call.owner, self.images, self.processor, reading)
 
     def events(
-        self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], wants_all: bool = True
+        self,
+        make: Callable[[list[int]], list[Request]],
+        prompts: Sequence[dict[str, Any]],
+        call: Call,
+        wants_all: bool = True,
     ) -> AsyncGenerator[list[Event], None]:
         """As `AsyncEngine.events`."""
-        pool = self.pool(any(map(names_urls, prompts)))
-        return self.engine.events(make, len(prompts), pool, wants_all=wants_all)
+        pool = call.pool(self.fetching if any(map(names_urls, prompts)) else self.working)
+        return self.engine.events(make, len(prompts), pool, deadline=self.deadline(call), wants_all=wants_all)
 
-    def pool(self, fetches: bool) -> Executor:
-        """The threads for work that may fetch from elsewhere, or may not."""
-        return self.fetching if fetches else self.working
+    def pool_aside(self, call: Call, fetches: bool) -> Executor:
+        """The threads for what needs no engine, by whether it may fetch from elsewhere."""
+        return call.pool(self.fetching if fetches else self.aside)
 
     async def outputs(
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], call: Call
     ) -> list[Any]:
         """The output of each prompt, in order."""
         found: dict[int, Output] = {}
-        async with aclosing(self.events(make, prompts, wants_all=False)) as stream:
+        async with aclosing(self.events(make, prompts, call, wants_all=False)) as stream:
             async for events in stream:
                 for event in events:
                     if event.output is not None:
@@ -157,10 +176,21 @@ class Service:
         assert isinstance(output, (RequestOutput, EmbeddingRequestOutput))
         self.metrics.finished(output, call.seconds)
 
+    async def drain(self, seconds: float) -> None:
+        """Take nothing more into the engine, and wait for all calls to end; those that have not after so many seconds fail."""
+        end = time.monotonic() + seconds
+        await self.engine.drain(seconds)
+        while self.calls and time.monotonic() < end:
+            await asyncio.sleep(PATIENCE_S)
+        if self.calls:
+            self.close()
+
     def close(self) -> None:
-        """End the threads, and give up what is fetched; the engine is to be closed before."""
-        self.working.shutdown(wait=False, cancel_futures=True)
-        self.fetching.end(EngineFull("the server is shut down, before the request was done; send it to another."))
+        """End the threads, and give up what is not read or done; the engine is to be closed before."""
+        message = "the server is shut down, before the request was done; send it to another."
+        self.bodies.end(message)
+        for workers in (self.working, self.aside, self.fetching):
+            workers.end(message)
 
     def _check_room(self, field: str, request: Request) -> None:
         limit, left = request.params.max_tokens, self.max_model_len - request.num_tokens

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import orjson
 from starlette.responses import StreamingResponse
@@ -53,30 +53,51 @@ async def cancelled(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class EventStream(StreamingResponse):
-    """A response of events. The generator is closed when all is sent, when the client goes away, and when it reads nothing any more."""
+class Begun(Generic[T]):
+    """A generator whose first item is waited for before its reader begins. Whoever makes one closes it, also where nothing was read."""
 
-    def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, items: AsyncGenerator[T, None]) -> None:
+        self.first = asyncio.ensure_future(anext(items))
+        self._items = items
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        with suppress(StopAsyncIteration):
+            yield await self.first
+            async for item in self._items:
+                yield item
+
+    async def aclose(self) -> None:
+        """End the generator."""
+        await cancelled(self.first)
+        await self._items.aclose()
+
+
+class EventStream(StreamingResponse):
+    """A response of events. The lines and their source are closed when all is sent, when the client goes away, and when it reads nothing
+    any more. The lines may never have begun, and then could not close the source."""
+
+    def __init__(self, lines: AsyncGenerator[bytes, None], source: Begun[Any]) -> None:
         super().__init__(lines, media_type="text/event-stream", headers=HEADERS)
-        self.lines = lines
+        self.lines, self.source = lines, source
+        self._turn = asyncio.Lock()  # lines and pings are sent one at a time
         self._sending_since: float | None = None
         self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = asyncio.ensure_future(self._send_all(send))
+        pinger = asyncio.ensure_future(self._ping(send))
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
             while not (sender.done() or gone.done() or self._is_stalled):
-                await asyncio.wait({sender, gone}, timeout=PING_S / 3, return_when=asyncio.FIRST_COMPLETED)
-                if not sender.done() and self._sending_since is None and time.monotonic() - self._sent_at > PING_S:
-                    await self._send(send, {"type": "http.response.body", "body": PING, "more_body": True})
+                await asyncio.wait({sender, gone}, timeout=STALL_S / 10, return_when=asyncio.FIRST_COMPLETED)
             if sender.done():
                 sender.result()
             else:  # the server closes a connection whose response was not ended
                 call_of(scope).error = "abort"
         finally:
-            await cancelled(sender, gone)
+            await cancelled(sender, pinger, gone)
             await self.lines.aclose()
+            await self.source.aclose()
 
     async def _send_all(self, send: Send) -> None:
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -84,26 +105,21 @@ class EventStream(StreamingResponse):
             await self._send(send, {"type": "http.response.body", "body": line, "more_body": True})
         await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _ping(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(PING_S / 3)
+            if self._sending_since is None and time.monotonic() - self._sent_at > PING_S:
+                await self._send(send, {"type": "http.response.body", "body": PING, "more_body": True})
+
     async def _send(self, send: Send, message: Message) -> None:
-        self._sending_since = time.monotonic()
-        await send(message)
-        self._sending_since, self._sent_at = None, time.monotonic()
+        async with self._turn:
+            self._sending_since = time.monotonic()
+            await send(message)
+            self._sending_since, self._sent_at = None, time.monotonic()
 
     @property
     def _is_stalled(self) -> bool:
         return self._sending_since is not None and time.monotonic() - self._sending_since > STALL_S
-
-
-async def chained(first: asyncio.Future[T], rest: AsyncGenerator[T, None]) -> AsyncIterator[T]:
-    """The first of a generator's items, which a task waits for, and the rest. Both are ended with it."""
-    try:
-        with suppress(StopAsyncIteration):
-            yield await first
-            async for item in rest:
-                yield item
-    finally:
-        await cancelled(first)
-        await rest.aclose()
 
 
 async def _disconnected(receive: Receive) -> None:

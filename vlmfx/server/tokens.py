@@ -1,4 +1,5 @@
-"""/tokenize and /detokenize: prompts to token ids, images counted from their headers, and back."""
+"""/tokenize and /detokenize: prompts to token ids, images counted from their headers, and back. Texts that are far too long for the model
+are refused before they are tokenized, as everywhere."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from vlmfx.engine.deadline import in_time
 from vlmfx.openai.tokens import TokenizeRequest, detokenize_request, tokenize_request
-from vlmfx.processing.prompt import plan
+from vlmfx.processing.prompt import check_text, plan
 from vlmfx.server.body import read_json
 from vlmfx.server.calls import Call, call_of
 from vlmfx.server.replies import reply
@@ -24,8 +26,10 @@ async def tokenize(service: Service, request: Request) -> Response:
         return tokenize_request(body)
 
     asked = await read_json(request, service.bodies, service.working, read)
-    made = partial(_tokenized, service, asked, call_of(request.scope))
-    response = await unless_gone(request.receive, reply(made, service.pool(names_urls(asked.prompt))))
+    call = call_of(request.scope)
+    made = partial(_tokenized, service, asked, call)
+    replying = reply(made, service.pool_aside(call, names_urls(asked.prompt)))
+    response = await unless_gone(request.receive, in_time(replying, service.deadline(call)))
     assert response is not None
     return response
 
@@ -39,7 +43,7 @@ async def detokenize(service: Service, request: Request) -> Response:
 
     ids = await read_json(request, service.bodies, service.working, read)
     decode = partial(service.processor.tokenizer.decode, ids, skip_special_tokens=False)
-    return await reply(lambda: {"prompt": decode()}, service.working)
+    return await reply(lambda: {"prompt": decode()}, service.pool_aside(call_of(request.scope), False))
 
 
 def _tokenized(service: Service, asked: TokenizeRequest, call: Call) -> dict[str, Any]:
@@ -52,6 +56,7 @@ def _counted(service: Service, asked: TokenizeRequest, prompt: dict[str, Any]) -
     if asked.adds_special or "messages" in prompt:
         ids = plan(processor, prompt).expanded.token_ids
     else:
+        check_text(processor, prompt["prompt"])
         ids = processor.tokenizer.encode(prompt["prompt"], add_special_tokens=False)
     shown = [processor.tokenizer.id_to_token(i) for i in ids] if asked.shows_texts else None
     return {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": shown}

@@ -4,7 +4,7 @@ import { ApiError, chat, keepKey, keyOf, model as describe } from "./api.js";
 import { Counting } from "./counting.js";
 import { showCode } from "./dialog.js";
 import { keptAtEnd } from "./ends.js";
-import { Picture, itemOf, mib, numBytesOf, onFiles } from "./pictures.js";
+import { Picture, UnreadableFile, itemOf, mib, numBytesOf, onFiles } from "./pictures.js";
 import { settingsOf } from "./settings.js";
 import { Turn, TurnView, messageOf, messagesOf } from "./turns.js";
 
@@ -39,7 +39,6 @@ async function start() {
     return;
   }
   at("ask").hidden = false;
-  for (const picture of pictures) counting.picture(model, picture);
   changed();
   question.focus();
 }
@@ -48,6 +47,7 @@ function notify(message, canRetry) {
   at("notice").hidden = false;
   at("notice").querySelector("p").textContent = message;
   at("notice").querySelector("button").hidden = !canRetry;
+  if (canRetry) at("notice").querySelector("button").focus();
 }
 
 function askForKey(says) {
@@ -75,7 +75,6 @@ function take(files) {
     const those = [...turns.flatMap((turn) => turn.pictures), ...pictures];
     const picture = new Picture(file, those.map((one) => one.name));
     pictures.push(picture);
-    if (model) counting.picture(model, picture);
   }
   changed();
   if (images.length) announce(images.length === 1 ? `${images[0].name} added.` : `${images.length} pictures added.`);
@@ -90,15 +89,19 @@ function remove(picture) {
   (at("pictures").querySelectorAll("button")[place] ?? question).focus();
 }
 
-// Shows what waits, and how much it is.
+// Shows what waits, and how much it is. Files are read once it is known that they are not too much.
 function changed() {
+  const settings = settingsOf(form);
+  tell("settings-say", settings.problem);
+  if (model) {
+    const excess = excessOf(bodyOf(settings, question.value, pictures));
+    tell("warning", excess || notTaken);
+    if (!excess) for (const picture of pictures) counting.picture(model, picture);
+    counting.prompt(model, turns, settings.system, question.value, pictures);
+  }
   const had = document.activeElement?.getAttribute("aria-label"); // the list is made anew
   at("pictures").replaceChildren(...pictures.map((one) => itemOf(one, () => remove(one))));
   [...at("pictures").querySelectorAll("button")].find((one) => one.getAttribute("aria-label") === had)?.focus();
-  const settings = settingsOf(form, at("settings-say"));
-  if (!model || !settings) return;
-  at("warning").textContent = excessOf(bodyOf(settings, question.value, pictures)) || notTaken;
-  counting.prompt(model, turns, settings.system, question.value, pictures);
 }
 
 function showCount(sentence, isProblem) {
@@ -121,12 +124,11 @@ function excessOf(body) {
 // -- asking
 
 function settingsOrTold() {
-  const settings = settingsOf(form, at("settings-say"));
-  if (!settings) {
-    showSettings(true);
-    form.querySelector("[aria-invalid]").focus();
-  }
-  return settings;
+  const settings = settingsOf(form);
+  if (!settings.problem) return settings;
+  showSettings(true);
+  form.querySelector("[aria-invalid]").focus();
+  return null;
 }
 
 async function send(event) {
@@ -148,9 +150,11 @@ async function answer(turn, settings) {
   changed();
   let problem = "";
   try {
-    await Promise.all(turn.pictures.map((one) => one.ready));
     turn.body = bodyOf(settings, turn.text, turn.pictures);
     turns.push(turn);
+    const excess = excessOf(turn.body); // what is tried again has more before it now
+    if (excess) throw new ApiError(excess, 0);
+    await Promise.all(turn.pictures.map((one) => one.read()));
     const options = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
     for await (const chunk of chat({ ...turn.body, ...options }, running.signal)) {
       view.add(turn.take(chunk));
@@ -161,7 +165,8 @@ async function answer(turn, settings) {
     turn.end = error.name === "AbortError" ? "stopped" : "failed";
     problem = turn.end === "failed" ? error.message : "";
     if (error.status === 401) askForKey("The server does not take this key.");
-    if (!(error instanceof ApiError) && turn.end === "failed") console.error(error);
+    const isKnown = error instanceof ApiError || error instanceof UnreadableFile;
+    if (!isKnown && turn.end === "failed") console.error(error);
   }
   view.end(problem);
   setRunning(false);
@@ -174,6 +179,7 @@ function again(turn, view) {
   const settings = running ? null : settingsOrTold();
   if (!settings) return;
   turns = turns.filter((one) => one !== turn);
+  at("send").focus(); // as if it were sent from there: the button that was clicked goes
   for (const element of view.elements) element.remove();
   answer(new Turn(turn.text, turn.pictures), settings);
 }
@@ -210,6 +216,11 @@ function showSettings(is) {
   at("show-settings").setAttribute("aria-expanded", String(is));
 }
 
+// Sets an alert, if it says something else: a screen reader says it each time.
+function tell(id, sentence) {
+  if (at(id).textContent !== sentence) at(id).textContent = sentence;
+}
+
 function announce(sentence) {
   at("status").textContent = sentence;
 }
@@ -233,7 +244,7 @@ question.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
 });
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !at("code").open) running?.abort();
+  if (event.key === "Escape" && !event.isComposing && !at("code").open) running?.abort();
 });
 showSettings(matchMedia("(min-width: 60rem)").matches);
 start();

@@ -13,11 +13,11 @@ export class Counting {
     this.number = 0; // of the newest count: older ones come too late
   }
 
-  // Sets numTokens of a picture, or its problem.
+  // Sets numTokens of a picture, or its problem; once.
   async picture(model, picture) {
+    if (picture.reading) return;
     try {
-      await picture.ready;
-      if (picture.url.length > model.max_body_bytes) throw new Error(`${picture.size}: more than the server takes`);
+      await picture.read();
       const [whole, bare] = [messageOf("", [picture]), messageOf("", [])];
       const counts = await Promise.all([count(model.id, [whole]), count(model.id, [bare])]);
       picture.numTokens = counts[0] - counts[1];

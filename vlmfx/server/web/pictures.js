@@ -1,24 +1,34 @@
 // Pictures: files as they are, never scaled, that go into messages as data: URLs.
 
+export class UnreadableFile extends Error {}
+
 export class Picture {
   url = ""; // until it is read
+  reading = null; // the promise of its url, from the first read on
   numTokens = null; // until the server has counted them
-  problem = ""; // why the server does not take it
+  problem = ""; // why it cannot be read, or the server does not take it
 
   // taken: names of other pictures; code reads them by name, and all that is pasted is called image.png
   constructor(file, taken) {
     const [, stem, end] = /^(.*?)(\.[^.]*)?$/s.exec(file.name || "picture");
     this.name = file.name || "picture";
     for (let n = 2; taken.includes(this.name); n++) this.name = `${stem}-${n}${end ?? ""}`;
+    this.file = file;
     this.type = file.type;
     this.numBytes = file.size;
+    this.urlLength = `data:${file.type};base64,`.length + 4 * Math.ceil(file.size / 3); // before it is read
     this.shown = URL.createObjectURL(file);
-    this.ready = new Promise((resolve, reject) => {
+  }
+
+  // The file as a data: URL. It is read once.
+  read() {
+    this.reading ??= new Promise((resolve, reject) => {
       const reader = new FileReader();
       reader.onload = () => resolve((this.url = reader.result));
-      reader.onerror = () => reject(new Error(`${this.name} cannot be read.`));
-      reader.readAsDataURL(file);
+      reader.onerror = () => reject(new UnreadableFile(`${this.name} cannot be read; add it again.`));
+      reader.readAsDataURL(this.file);
     });
+    return this.reading;
   }
 
   toJSON() {
@@ -43,12 +53,12 @@ export class Picture {
 
 export const mib = (numBytes) => `${(numBytes / 2 ** 20).toFixed(1)} MiB`;
 
-// Bytes of a request's body, without writing it.
+// Bytes of a request's body, without writing it or reading its pictures.
 export function numBytesOf(body) {
   let numBytes = 0;
   const text = JSON.stringify(body, function (key, value) {
     if (!(this[key] instanceof Picture)) return value;
-    numBytes += value.length;
+    numBytes += this[key].urlLength;
     return "";
   });
   return numBytes + new TextEncoder().encode(text).length;
@@ -60,7 +70,7 @@ export function itemOf(picture, onRemove) {
   const says = document.createElement("span");
   says.className = picture.problem ? "error" : "small";
   const tokens = picture.numTokens === null ? "counting…" : `${picture.numTokens} tokens`;
-  says.textContent = picture.problem || `${picture.size}, ${tokens}`;
+  says.textContent = picture.problem || (picture.reading ? `${picture.size}, ${tokens}` : picture.size);
   const remove = document.createElement("button");
   remove.type = "button";
   remove.textContent = "Remove";

@@ -2,29 +2,26 @@
 
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 
-// {system, fields}; null where something is wrong, which is then said beside it.
-export function settingsOf(form, says) {
+// {system, fields, problem}: fields are those that are right; the others are marked, and problem says why, if there are any.
+export function settingsOf(form) {
   const fields = {};
-  says.textContent = "";
+  const wrong = new Map(); // what is to be said of an input
   for (const name of NUMBERS) {
     const input = form.elements[name];
-    if (!input.validity.valid) return wrong(input, `${input.labels[0].textContent}: ${input.validationMessage}`, says);
-    if (input.value) fields[name] = input.valueAsNumber;
+    if (!input.validity.valid) wrong.set(input, `${input.labels[0].textContent}: ${input.validationMessage}`);
+    else if (input.value) fields[name] = input.valueAsNumber;
   }
   const other = form.elements.other;
   if (other.value.trim()) {
     const value = objectOf(other.value);
-    if (!value) return wrong(other, 'Other fields: write one JSON object, as in {"top_k": 20}.', says);
-    Object.assign(fields, value);
+    if (value) Object.assign(fields, value);
+    else wrong.set(other, 'Other fields: write one JSON object, as in {"top_k": 20}.');
   }
-  for (const input of form.elements) input.removeAttribute("aria-invalid");
-  return { system: form.elements.system.value.trim(), fields };
-}
-
-function wrong(input, message, says) {
-  input.setAttribute("aria-invalid", "true");
-  says.textContent = message;
-  return null;
+  for (const input of form.elements) {
+    if (wrong.has(input)) input.setAttribute("aria-invalid", "true");
+    else input.removeAttribute("aria-invalid");
+  }
+  return { system: form.elements.system.value.trim(), fields, problem: [...wrong.values()].join(" ") };
 }
 
 function objectOf(text) {

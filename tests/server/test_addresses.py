@@ -1,0 +1,71 @@
+"""Addresses that a server listens at: all of a machine's, of both kinds, at one port."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import pytest
+
+from vlmfx.errors import InvalidRequest
+from vlmfx.server.addresses import bind, url_of
+from vlmfx.server.options import ServerOptions
+
+
+def has_ipv6() -> bool:
+    with socket.socket(socket.AF_INET6) as probe:
+        return probe.connect_ex(("::1", 9)) == errno.ECONNREFUSED
+
+
+def bound(**options) -> tuple[list[str], set[int]]:
+    """The URLs, and the ports, of options."""
+    made = ServerOptions(names=("m",), **{"port": 0, **options})
+    listeners = bind(made)
+    try:
+        for listener in listeners:
+            listener.listen()
+            host = "::1" if listener.family == socket.AF_INET6 else "127.0.0.1"
+            socket.create_connection((host, listener.getsockname()[1]), 5).close()
+        return [url_of(made, listener) for listener in listeners], {one.getsockname()[1] for one in listeners}
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_every_address_is_of_both_kinds():
+    urls, (port,) = bound()
+    assert urls == [f"http://0.0.0.0:{port}", f"http://[::]:{port}"]
+
+
+def test_one_address_is_that_one_alone():
+    urls, (port,) = bound(host="127.0.0.1", root_path="/p")
+    assert urls == [f"http://127.0.0.1:{port}/p"]
+
+
+def test_a_name_is_all_of_its_addresses_that_are_here(monkeypatch):
+    def addresses(host, port, **options):
+        found = [("127.0.0.1", port), ("192.0.2.1", port), ("127.0.0.2", port), ("127.0.0.1", port)]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+    listeners = bind(ServerOptions(names=("m",), host="name", port=0))
+    assert sorted(one.getsockname()[0] for one in listeners) == ["127.0.0.1", "127.0.0.2"]
+    for one in listeners:
+        one.close()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_that_is_not_here_is_told(host):
+    with pytest.raises(InvalidRequest, match=rf"^port: {host}:0: it cannot be had \(.+\); choose another\.$"):
+        bind(ServerOptions(names=("m",), host=host, port=0))
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_a_port_that_is_taken_of_one_kind_is_in_use():
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InvalidRequest, match="it is in use"):
+            bind(ServerOptions(names=("m",), port=port))

@@ -1,0 +1,115 @@
+"""Pools: pictures to keep, texts to count and slow hosts hold up no prompt, have a bound, and leave nothing of clients that left."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.server.harness import CHAT, DEMO, asks, client_of, run, serving, tiny
+from tests.server.test_stream import Connection
+from vlmfx.errors import InvalidRequest
+from vlmfx.server import images, tokens
+from vlmfx.server.app import create_app
+from vlmfx.server.service import NUM_ASIDE, NUM_FETCHING
+
+MAX_WAITING = 3
+
+
+@pytest.fixture
+def service():
+    with serving(tiny(), max_waiting=MAX_WAITING) as made:
+        yield made
+        assert made.bodies.num_held == 0
+
+
+@pytest.mark.parametrize("what", ["images", "tokenize"])
+def test_what_needs_no_engine_holds_up_no_prompt_and_has_a_bound(service, monkeypatch, what):
+    gate = threading.Event()
+    module, name = (images, "_kept") if what == "images" else (tokens, "_tokenized")
+    true = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *given: gate.wait(30) and true(*given))
+    picture: dict[str, Any] = {"content": DEMO.read_bytes(), "headers": {"content-type": "image/png"}}
+    path, options = ("/v1/images", picture) if what == "images" else ("/tokenize", {"json": {"prompt": "Hello"}})
+
+    async def work():
+        with ExitStack() as stack:
+            stack.callback(gate.set)
+            async with client_of(service) as client:
+                sent = [asyncio.ensure_future(client.post(path, **options)) for _ in range(12)]
+                answer = await asyncio.wait_for(client.post(CHAT, json=asks("x", max_tokens=1)), 10)
+                assert answer.status_code == 200
+                gate.set()
+                return [await one for one in sent]
+
+    done = run(work)
+    refused = [response for response in done if response.status_code == 503]
+    assert len(refused) == 12 - MAX_WAITING - NUM_ASIDE
+    assert all(response.headers["retry-after"] == "1" for response in refused)
+    assert {response.status_code for response in done} == {200, 503}
+
+
+async def until(is_so) -> None:
+    while not is_so():
+        await asyncio.sleep(0.01)
+
+
+def test_what_a_client_that_left_sent_counts_as_held_until_no_thread_works_for_it(monkeypatch):
+    gate, begun = threading.Event(), threading.Event()
+    true = tokens._tokenized
+
+    def tokenized(*given):
+        begun.set()
+        return gate.wait(30) and true(*given)
+
+    monkeypatch.setattr(tokens, "_tokenized", tokenized)
+    with ExitStack() as stack, serving(tiny(), max_waiting=100) as service:
+        stack.callback(gate.set)
+
+        async def work():
+            app = create_app(service)
+            left = [Connection(app, {"prompt": "x" * 1000}, "/tokenize") for _ in range(50)]
+            tasks = [asyncio.ensure_future(one.serve()) for one in left]
+            await until(lambda: service.aside.num_waiting == len(left) - NUM_ASIDE)
+            size = len(left[0].text)
+            assert service.bodies.num_held == len(left) * size
+            for one in left:
+                one.gone.set()
+            await asyncio.gather(*tasks)
+            assert service.aside.num_waiting == 0  # what nobody has begun is dropped
+            assert service.bodies.num_held == NUM_ASIDE * size
+            gate.set()
+            await until(lambda: service.bodies.num_held == 0)
+
+        run(work)
+
+
+def test_a_fetch_whose_client_left_is_not_begun(monkeypatch):
+    gate, fetched = threading.Event(), []
+
+    def request(number, prompt, *given, **more):
+        fetched.append(number)
+        gate.wait(30)
+        raise InvalidRequest("url", "it is not there; name another.")
+
+    with ExitStack() as stack, serving(tiny(), max_waiting=500) as service:
+        stack.callback(gate.set)
+        monkeypatch.setattr(service.engine, "make", request)
+
+        async def work():
+            app = create_app(service)
+            asked = [Connection(app, asks("x", f"http://example.invalid/{i}.png")) for i in range(NUM_FETCHING + 200)]
+            tasks = [asyncio.ensure_future(one.serve()) for one in asked]
+            await until(lambda: len(fetched) == NUM_FETCHING and service.fetching.num_waiting == 200)
+            assert sum(thread.name == "vlmfx-fetch" for thread in threading.enumerate()) == NUM_FETCHING
+            for one in asked:
+                one.gone.set()
+            await asyncio.gather(*tasks)
+            gate.set()
+            await until(lambda: service.bodies.num_held == 0)
+            assert len(fetched) == NUM_FETCHING
+
+        run(work)
