@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vlmfx.ops import mlu
 from vlmfx.ops.mlu.emu import build
 from vlmfx.ops.registry import Op
 
@@ -74,18 +75,33 @@ def kernel(op: Op) -> Callable[..., Any]:
     """What runs the op's kernel in the emulator; an example of a dtype that the chip does not have is passed over."""
 
     def run(*args: Any) -> Any:
-        if (
-            any(isinstance(a, Tensor) and a.is_floating_point() and a.dtype not in TAKEN for a in args)
-            or "bfloat16" in args
-        ):
-            if hypothesis.currently_in_test_context():
-                hypothesis.reject()
-            pytest.skip("MLU370 has neither bfloat16 nor float64")
+        pass_over_other_dtypes(args)
         shown = [(a.dtype, a.shape) if isinstance(a, Tensor) else a for a in args]
         seed = zlib.crc32(repr(shown).encode())
         return call(op, *args, seed=seed, cores=CORES[seed % len(CORES)], is_strict=seed % 8 != 0)
 
     return run
+
+
+def on_card(op: Op) -> Callable[..., Any]:
+    """What runs the op on a card, where there is one; as `kernel` for dtypes."""
+
+    def run(*args: Any) -> Any:
+        pass_over_other_dtypes(args)
+        mlu.load()
+        return op(*args)
+
+    return run
+
+
+def pass_over_other_dtypes(args: Sequence[Any]) -> None:
+    """Reject an example, or skip a test, of a dtype that the chip does not have."""
+    dtypes = {a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()}
+    if dtypes <= {*TAKEN} and "bfloat16" not in args:
+        return
+    if hypothesis.currently_in_test_context():
+        hypothesis.reject()
+    pytest.skip("MLU370 has neither bfloat16 nor float64")
 
 
 def mutant(op: Op, source: Path) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from tests.ops import emulated
 from vlmfx.ops.registry import Op
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None and Version(version("triton")) >= Version("3.6")
+HAS_MLU = importlib.util.find_spec("torch_mlu") is not None
 IS_INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 OLD_TRITON = pytest.mark.skip(reason="the kernels are written for Triton 3.6, which torch 2.4 does not go with")
 
@@ -64,6 +65,8 @@ def kernels_of(op: Op) -> list[Any]:
         found.append(Kernel(op, "triton-cuda", "cuda", op.kernel("cuda")))
     if not torch.cuda.is_available():
         found.append(Kernel(op, "mlu-emulated", "cpu", emulated.kernel(op)))
+    if HAS_MLU:
+        found.append(Kernel(op, "mlu-card", "mlu", emulated.on_card(op)))
     if not found and not HAS_TRITON:
         return [pytest.param(None, id="old-triton", marks=OLD_TRITON)]
     return [pytest.param(k, id=k.name, marks=_marks(k)) for k in found] or [pytest.param(None, id="no-kernel")]
