@@ -21,7 +21,7 @@ def test_what_is_written_comes_back():
     slots = torch.tensor([5, 0], dtype=torch.int32)
     mine, right = ([torch.zeros(2, 1, 4, 8) for _ in range(2)] for _ in range(2))
     Kernel(cache_write.OP, "mlu-card", "mlu", emulated.on_card(cache_write.OP))(k, v, *mine, slots)
-    cache_write.reference(k, v, *right, slots)
+    cache_write.reference(k, v, right[0], right[1], slots)
     for got, expected in zip(mine, right, strict=True):
         assert torch.equal(got, expected)
         assert got.any()
