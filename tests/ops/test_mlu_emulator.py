@@ -58,7 +58,7 @@ SAID = {  # fault → what is said of it
     "TRANSPOSE_IN_PLACE": f"__bang_transpose: {IN_PART}",
     "WIDENED_IN_PLACE": f"__bang_half2float: {IN_PART}",
     "CYCLE_UNEVEN": "__bang_cycle_mul: 96 elements are not a multiple of the cycle 64",
-    "FUSION_CYCLE": "__bang_fusion: a cycle of 32 of 64 elements is not modelled",
+    "FUSION_CYCLE": "__bang_fusion: 96 elements are not a multiple of the cycle 64",
     "SIZE_ZERO": "__memcpy: size 0, segnum 0",
     "SEGNUM_NEGATIVE": "__memcpy: size 4, segnum -1",
     "SEGMENTS_OVERLAP": "__memcpy: destination segments overlap (stride 4 < size 8)",
