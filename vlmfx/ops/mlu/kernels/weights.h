@@ -2,9 +2,9 @@
 //
 // The vector pipe has no float64. Here a number is a pair of floats whose sum it is, so that 48 bits are kept: sums and products leave an
 // error that is itself a float (T. J. Dekker, "A floating-point technique for extending the available precision", 1971), and 2^u is
-// a polynomial. In the emulator a weight differs from one by exp in float64 by 1 at most, in 6 of 100 tokens at most; by that a token
-// would be another one in 4 * 10^7 draws of 260,000 normal logits with a deviation of 5, in 10^10 of 1, in 10^12 at 30 degrees (the parts
-// of the two distributions that do not cover each other). All of it wants float32 to round to the nearest, as IEEE 754 does; where the
+// a polynomial. In the emulator a weight differs from one by exp in float64 by 1 at most, in 6 of 100 tokens at most; by that one draw in
+// 4 * 10^7 is another token's with 260,000 normal logits of a deviation of 5, one in 10^10 with a deviation of 1, one in 10^11 at 30
+// degrees (what of the two distributions does not overlap). All of it wants float32 to round to the nearest, as IEEE 754 does; where the
 // pipe rounds otherwise, draws are as random and as reproducible, but more often not those of other devices.
 #pragma once
 #include "logits.h"
