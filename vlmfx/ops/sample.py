@@ -31,8 +31,9 @@ def sample(
     least) and min_p (0 is off) in this order, then inverse CDF in id order. -inf is never drawn; a row with NaN, +inf or nothing
     but -inf has no distribution and gives its argmax, so that it cannot disturb its batch mates.
 
-    Kernels agree with the reference but for the last bit of exp in float64, which moves a token once in some 10^13 draws.
-    Raises ShapeError."""
+    Kernels agree with the reference but for the last bit of exp in float64, which moves a token once in some 10^13 draws. That of mlu,
+    a chip without float64, has 47 bits of it: a weight is one more or less now and then, which moves a token once in 10^7 to 10^12
+    draws, most often where many unlikely tokens stay. Raises ShapeError."""
     return OP(logits, temperature, top_k, top_p, min_p, seed, position)
 
 
