@@ -42,14 +42,23 @@ def ran_again(path: Path, **options: Any) -> Any:
     return replay(path, use_tqdm=False, **options)
 
 
+def answered(llm: LLM, prompts: list[Any], *params: SamplingParams) -> None:
+    """All requests are there before the first step, so that no step depends on how fast they were made; params take turns."""
+    for request in [llm.request(n, prompt, params[n % len(params)]) for n, prompt in enumerate(prompts)]:
+        llm.engine.add(request)
+    while llm.engine.has_work:
+        llm.engine.step()
+    assert not llm.engine.counters.num_failed
+
+
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
-    """Two calls of three requests each, on a tiny model."""
+    """Twice the same three requests, on a tiny model."""
     path = tmp_path / "run.jsonl"
     folder = TINY["qwen2_vl"]
     llm = LLM(folder, dtype="float32", record=path)
     for _ in range(2):
-        llm.generate(mixed(llm.model)[:3], GREEDY, use_tqdm=False)
+        answered(llm, mixed(llm.model)[:3], GREEDY)
     return path
 
 
@@ -59,12 +68,10 @@ def test_a_tight_run_of_mixed_requests_happens_again(family, tmp_path):
     prompts = mixed(model)
     num_blocks = max(-(-(LLM(model).count_tokens(p) + 10) // 16) for p in prompts)
     llm = LLM(EVERY[family], dtype="float32", num_gpu_blocks_override=num_blocks, record=path, **TIGHT)
-    drawn = SamplingParams(n=2, temperature=1.0, max_tokens=10, logprobs=2)  # by a seed that the engine chooses
-    for request in [llm.request(n, prompt, drawn if n % 2 else GREEDY) for n, prompt in enumerate(prompts)]:
-        llm.engine.add(request)  # all are there before the first step
-    while llm.engine.has_work:
-        llm.engine.step()
-    assert not llm.engine.counters.num_failed
+    drawn = SamplingParams(
+        n=2, temperature=1.0, max_tokens=10, ignore_eos=True, logprobs=2
+    )  # by a seed that the engine chooses
+    answered(llm, prompts, GREEDY, drawn)
     assert llm.engine.counters.num_preempted, "the run is to be a hard one"
     again = ran_again(path)
     assert not again.differences
