@@ -19,7 +19,11 @@ from vlmfx.ops.mlu.emu import build
 HERE = Path(__file__).parent
 MODULES: list[ModuleType] = [importlib.import_module(f"tests.ops.{path.stem}") for path in sorted(HERE.glob("test_*.py"))
                              if "MUTANTS" in path.read_text(encoding="utf-8") and path != Path(__file__)]  # fmt: skip
-MUTANTS = [pytest.param(m, mutant, id=f"{m.OP.name} {Path(mutant.module).parts[0]}: {mutant}") for m in MODULES for mutant in m.MUTANTS]
+MUTANTS = [
+    pytest.param(m, mutant, id=f"{m.OP.name} {Path(mutant.module).parts[0]}: {mutant}")
+    for m in MODULES
+    for mutant in m.MUTANTS
+]
 # One of each file that a mutant is of, as it is.
 COPIES = {
     f"{m.OP.name}: {mutant.module}": (m, replace(mutant, new=mutant.old)) for m in MODULES for mutant in m.MUTANTS

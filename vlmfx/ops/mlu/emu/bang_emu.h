@@ -258,9 +258,6 @@ const char *launch(cnrtDim3_t dim, F &&body) {
   bang_emu::Counters &counters = state().counters;
   accesses.clear();
   taskDimX = dim.x, taskDimY = dim.y, taskDimZ = dim.z, taskDim = dim.x * dim.y * dim.z;
-  std::vector<int> order(taskDim);
-  for (int i = 0; i < taskDim; ++i) order[i] = i;
-  std::shuffle(order.begin(), order.end(), state().order);
   int64_t longest = 0;
   try {
     taskId = -1;
@@ -268,7 +265,7 @@ const char *launch(cnrtDim3_t dim, F &&body) {
     if (all.hi - all.lo > kNramLimit)
       fail("the file's __nram__ variables take %zu bytes, a core has %zu", (size_t)(all.hi - all.lo), kNramLimit);
     if (taskDim <= 0) fail("launched with no task");
-    for (int task : order) {
+    for (int task : bang_emu::order_of(taskDim)) {
       poison(all);  // nothing is left of what ran on the core before
       flight.clear(), computed.clear();
       cycles = 0;

@@ -1,21 +1,37 @@
 #include "bang_state.h"
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
+#include <random>
 
 namespace bang_emu {
 State &state() {
   static State the_state;
   return the_state;
 }
+
+static std::mt19937_64 &order() {
+  static std::mt19937_64 the_order;
+  return the_order;
+}
+
+std::vector<int> order_of(int tasks) {
+  std::vector<int> numbers(tasks);
+  std::iota(numbers.begin(), numbers.end(), 0);
+  std::shuffle(numbers.begin(), numbers.end(), order());
+  return numbers;
+}
 }  // namespace bang_emu
 
+using bang_emu::order;
 using bang_emu::state;
 
 #define API __attribute__((visibility("default")))
 
 API void bang_emu_options(uint64_t seed, int cores, int is_strict) {
   state().options = {seed, cores, is_strict != 0};
-  state().order.seed(seed);
+  order().seed(seed);
   state().counters = {};
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -32,11 +31,11 @@ struct State {
   std::vector<Tensor> tensors;  // device memory that a launch may touch
   Counters counters{};
   Options options;
-  std::mt19937_64 order;
   std::string error;
 };
 
 __attribute__((visibility("default"))) State &state();
+__attribute__((visibility("default"))) std::vector<int> order_of(int tasks);  // 0 to tasks - 1, in the order of the options' seed
 
 }  // namespace bang_emu
 
