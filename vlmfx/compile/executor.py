@@ -208,8 +208,11 @@ def moved(inputs: Tree, device: torch.device) -> Any:
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        is_upload = is_apart and leaf.device.type == "cpu"
-        return leaf.contiguous().pin_memory().to(device, non_blocking=True) if is_upload else leaf.to(device)
+        if not is_apart or leaf.device.type != "cpu":
+            return leaf.to(device)
+        # Not by `pin_memory`, which until torch 2.7 is for CUDA unless it is told a device, and from then on warns of one.
+        pinned = torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=True).copy_(leaf)
+        return pinned.to(device, non_blocking=True)
 
     return tree_map(move, inputs)
 

@@ -12,6 +12,7 @@
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/resize_native.h>
+#include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -27,10 +28,15 @@ std::atomic<bool> is_capturing{false};
 
 void not_while_capturing(const char *what) { TORCH_CHECK(!is_capturing, what, " while a graph is captured"); }
 
-struct Guard final : c10::impl::NoOpDeviceGuardImpl<kMlu> {
+struct Guard final : c10::impl::DeviceGuardImplInterface {  // there is one device, and nothing to switch
+  c10::DeviceType type() const override { return kMlu; }
   c10::Device exchangeDevice(c10::Device) const override { return {kMlu, 0}; }
   c10::Device getDevice() const override { return {kMlu, 0}; }
+  void setDevice(c10::Device) const override {}
+  void uncheckedSetDevice(c10::Device) const noexcept override {}
   c10::Stream getStream(c10::Device) const noexcept override { return c10::Stream(c10::Stream::DEFAULT, {kMlu, 0}); }
+  c10::Stream exchangeStream(c10::Stream) const noexcept override { return getStream({kMlu, 0}); }
+  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
 };
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 
@@ -106,6 +112,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_local_scalar_dense", local_scalar);
   m.impl("as_strided", at::native::as_strided_tensorimpl);
   m.impl("view", at::native::view);
+  m.impl("unfold", at::native::unfold);
   m.impl("_reshape_alias", at::native::_reshape_alias);
   m.impl("resize_", at::native::resize_);
 }
