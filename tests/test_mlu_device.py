@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 FILES = sorted(path.name for path in (HERE / "mlu_device").glob("test_*.py"))
 
 
-@pytest.mark.skipif(not emulated.HAS_COMPILER, reason="the emulator needs g++")
+@pytest.mark.skipif(not emulated.HAS_EMULATOR, reason=emulated.WHY_NO_EMULATOR)
 @pytest.mark.parametrize("file", FILES)
 def test_on_mlu(file: str):
     environment = {**os.environ, "VLMFX_MLU_DEVICE": "1"}

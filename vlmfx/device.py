@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from typing import Any
 
 import torch
 
 from vlmfx.errors import DeviceError
 
+log = logging.getLogger("vlmfx")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ALIASES = {"float": "float32", "fp32": "float32", "half": "float16", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -86,8 +88,13 @@ def num_cores(device: torch.device) -> int | None:
 
 
 def _has_mlu() -> bool:
-    """Whether torch_mlu, whose import makes the device, is here and finds one."""
+    """Whether torch_mlu, whose import makes the device, is here and finds one; one that cannot be imported finds none."""
     if not hasattr(torch, "mlu") and importlib.util.find_spec("torch_mlu") is not None:
-        importlib.import_module("torch_mlu")
+        try:
+            importlib.import_module("torch_mlu")
+        except (ImportError, OSError, RuntimeError) as error:  # for another torch, or without Cambricon's libraries
+            log.warning(
+                "torch_mlu is here but cannot be imported (%s); install the one for torch %s", error, torch.__version__
+            )
     module: Any = getattr(torch, "mlu", None)
     return module is not None and bool(module.is_available())

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
 import torch
 
 from tests.compile import standin
@@ -13,9 +18,11 @@ class Graph(standin.Graph):
     graph's pool, as torch's allocator gives it on a card."""
 
     factories = ()
+    made: ClassVar[list[Graph]] = []
 
     def capture_begin(self, pool: object = None) -> None:
         super().capture_begin(pool)
+        self.made.append(self)
         torch.mlu.capturing(True)  # type: ignore[attr-defined]
 
     def capture_end(self) -> None:
@@ -24,3 +31,10 @@ class Graph(standin.Graph):
 
 
 device.install(Graph)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A PYTHONPATH with a torch_mlu, for a process of its own."""
+    (tmp_path / "torch_mlu.py").write_text("from vlmfx.ops.mlu.emu import device\n\ndevice.install()\n")
+    return f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"

@@ -134,5 +134,10 @@ def test_tensors_on_two_devices_are_refused_by_name():
         rms_norm(x.to("mlu"), weight, 1e-6)
     with pytest.raises((ShapeError, ValueError), match=r"weight is on mlu:0 but .* is on cpu"):
         rms_norm(x, weight.to("mlu"), 1e-6)
-    with torch.inference_mode(), pytest.raises(ValueError, match="weight is on cpu but the first argument is on mlu:0"):
-        rms_norm(x.to("mlu"), weight, 1e-6)
+    with torch.inference_mode():
+        with pytest.raises(ValueError, match="weight is on cpu but the first argument is on mlu:0"):
+            rms_norm(x.to("mlu"), weight, 1e-6)
+        with pytest.raises((ShapeError, ValueError), match=r"weight is on mlu:0 but .* is on cpu"):
+            rms_norm(x, weight.to("mlu"), 1e-6)
+        with pytest.raises(ValueError, match="weight is on mlu:0 but the first argument is on cpu"):
+            torch.ops.vlmfx.rms_norm(x, weight.to("mlu"), 1e-6)

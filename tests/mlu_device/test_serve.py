@@ -9,21 +9,12 @@ from functools import cache
 from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.server.harness import DEMO, PICTURE_URL, asks
 from tests.server.test_serve import served
 from vlmfx import LLM, SamplingParams
 
 QUESTION, PARAMS = "What colour is the star?", SamplingParams.greedy(max_tokens=12)
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    """A PYTHONPATH with a torch_mlu."""
-    (tmp_path / "torch_mlu.py").write_text("from vlmfx.ops.mlu.emu import device\n\ndevice.install()\n")
-    return f"{tmp_path}{os.pathsep}{ROOT}"
 
 
 @cache

@@ -6,6 +6,7 @@ that failed fails again."""
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,12 +19,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from vlmfx.device import resolve_device
 from vlmfx.ops import mlu
 from vlmfx.ops.mlu.emu import build
 from vlmfx.ops.registry import Op
 
-HAS_COMPILER = shutil.which("g++") is not None
-NO_COMPILER = pytest.mark.skip(reason="the emulator of MLU370 needs g++ (Debian: apt install g++), which is not here")
+HAS_CARD = importlib.util.find_spec("torch_mlu") is not None  # whose library has ops of the same names
+HAS_EMULATOR = shutil.which("g++") is not None and not HAS_CARD
+WHY_NO_EMULATOR = "the emulator of MLU370 needs g++ (Debian: apt install g++), and a machine without torch_mlu"
+NO_EMULATOR = pytest.mark.skip(reason=WHY_NO_EMULATOR)
 CORES = (1, 2, 3, 4, 7, 16)
 TAKEN = (torch.float32, torch.float16)  # what the chip has
 
@@ -83,15 +87,11 @@ def kernel(op: Op) -> Callable[..., Any]:
     return run
 
 
-def on_card(op: Op) -> Callable[..., Any]:
-    """What runs the op on a card, where there is one; as `kernel` for dtypes."""
-
-    def run(*args: Any) -> Any:
-        pass_over_other_dtypes(args)
-        mlu.load()
-        return op(*args)
-
-    return run
+def ready_card(args: Sequence[Any]) -> None:
+    """Before arguments are moved to a card: pass over what it does not have, and load its kernels."""
+    pass_over_other_dtypes(args)
+    resolve_device("mlu")
+    mlu.load()
 
 
 def pass_over_other_dtypes(args: Sequence[Any]) -> None:

@@ -20,7 +20,6 @@ from tests.ops import emulated
 from vlmfx.ops.registry import Op
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None and Version(version("triton")) >= Version("3.6")
-HAS_MLU = importlib.util.find_spec("torch_mlu") is not None
 IS_INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 OLD_TRITON = pytest.mark.skip(reason="the kernels are written for Triton 3.6, which torch 2.4 does not go with")
 
@@ -38,6 +37,8 @@ class Kernel:
     def __call__(self, *args: Any) -> Any:
         if self.device == "cpu":
             return self.run(*args)
+        if self.device == "mlu":
+            emulated.ready_card(args)
         moved = [laid_out_on(self.device, a) if isinstance(a, Tensor) else a for a in args]
         out = self.run(*moved)
         for argument, mine, theirs in zip(self.op.overload._schema.arguments, args, moved, strict=True):
@@ -63,17 +64,17 @@ def kernels_of(op: Op) -> list[Any]:
         found.append(Kernel(op, "triton-interpreted", "cpu", op.kernel("cuda")))
     if "cuda" in op.kernels and HAS_TRITON and torch.cuda.is_available():
         found.append(Kernel(op, "triton-cuda", "cuda", op.kernel("cuda")))
-    if not torch.cuda.is_available():
+    if emulated.HAS_CARD:
+        found.append(Kernel(op, "mlu-card", "mlu", op))
+    elif not torch.cuda.is_available():
         found.append(Kernel(op, "mlu-emulated", "cpu", emulated.kernel(op)))
-    if HAS_MLU:
-        found.append(Kernel(op, "mlu-card", "mlu", emulated.on_card(op)))
     if not found and not HAS_TRITON:
         return [pytest.param(None, id="old-triton", marks=OLD_TRITON)]
     return [pytest.param(k, id=k.name, marks=_marks(k)) for k in found] or [pytest.param(None, id="no-kernel")]
 
 
 def _marks(kernel: Kernel) -> list[Any]:
-    return [emulated.NO_COMPILER] if kernel.name == "mlu-emulated" and not emulated.HAS_COMPILER else []
+    return [emulated.NO_EMULATOR] if kernel.name == "mlu-emulated" and not emulated.HAS_EMULATOR else []
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tests.ops import emulated
 from vlmfx.ops import paged_decode_attention, prefill_attention, rms_norm, rotary_cache_write, vision_attention
 from vlmfx.ops.registry import OPS, Op
 
-pytestmark = [emulated.NO_COMPILER] if not emulated.HAS_COMPILER else []
+pytestmark = [emulated.NO_EMULATOR] if not emulated.HAS_EMULATOR else []
 
 HALF = torch.float16
 CACHE = torch.zeros(4, 2, 16, 64)

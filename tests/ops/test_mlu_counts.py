@@ -37,7 +37,7 @@ def by_hand(op: Op, numbers: dict[str, int]) -> float:
     return float(eval(found[0], {"__builtins__": {}}, names))
 
 
-@pytest.mark.skipif(not emulated.HAS_COMPILER, reason="the emulator needs g++")
+@pytest.mark.skipif(not emulated.HAS_EMULATOR, reason=emulated.WHY_NO_EMULATOR)
 @pytest.mark.parametrize("module", cases())
 def test_a_kernel_moves_and_computes_what_it_must(module: Any):
     op, (args, numbers) = module.OP, module.mlu_case()

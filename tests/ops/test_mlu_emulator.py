@@ -16,7 +16,7 @@ from tests.ops.kernels import Mutant
 from vlmfx.ops.mlu.emu import build
 from vlmfx.ops.rms_norm import OP as RMS_NORM
 
-pytestmark = [] if emulated.HAS_COMPILER else [emulated.NO_COMPILER]
+pytestmark = [] if emulated.HAS_EMULATOR else [emulated.NO_EMULATOR]
 N, NRAM = 1024, 655360  # floats; bytes of a core
 
 _, ENUM = build.FAULTY.read_text(encoding="utf-8").split("enum Fault {")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.ops import emulated
 from vlmfx.ops.mlu import probe
 from vlmfx.ops.mlu.emu import build
 
-pytestmark = [emulated.NO_COMPILER] if not emulated.HAS_COMPILER else []
+pytestmark = [emulated.NO_EMULATOR] if not emulated.HAS_EMULATOR else []
 CPU = torch.device("cpu")
 
 
@@ -38,6 +39,14 @@ def test_the_numbers_are_those_of_the_kernels():
     text = (build.KERNELS / "entries.h").read_text(encoding="utf-8")
     names = re.findall(r"PROBE_([A-Z0-9_]+)", text)
     assert [name.lower() for name in names] == [*probe.PROBES]
+
+
+def test_every_intrinsic_that_kernels_use_is_probed():
+    def used(path: Path) -> set[str]:
+        return {*re.findall(r"__bang_\w+", path.read_text(encoding="utf-8"))}
+
+    probed = used(build.KERNELS / "probe.mlu")
+    assert set().union(*(used(path) for path in build.KERNELS.iterdir())) == probed
 
 
 def test_without_a_card_a_sentence(capsys: pytest.CaptureFixture[str]):

@@ -47,8 +47,8 @@ def cases_of(module: ModuleType) -> Any:
 
 def skip_unless_it_runs(mutant: Mutant) -> None:
     if mutant.module.endswith(".mlu"):
-        if not emulated.HAS_COMPILER:
-            pytest.skip("the emulator of MLU370 needs g++, which is not here")
+        if not emulated.HAS_EMULATOR:
+            pytest.skip(emulated.WHY_NO_EMULATOR)
     elif not kernels.IS_INTERPRETED:
         pytest.skip("mutants run in Triton's interpreter, which is off where there is a GPU")
 

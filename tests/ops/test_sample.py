@@ -151,7 +151,7 @@ def test_many_chunks_and_many_candidates(kernel, dtype, top_k, top_p):
     check(kernel, keyed(row_of(x, temperature=2.0, top_k=top_k, top_p=top_p, min_p=1e-4), 1))
 
 
-@pytest.mark.skipif(not emulated.HAS_COMPILER, reason="the emulator needs g++")
+@pytest.mark.skipif(not emulated.HAS_EMULATOR, reason=emulated.WHY_NO_EMULATOR)
 @pytest.mark.parametrize("factor", [0.6, 1.3])
 def test_a_rough_mass_decides_nothing(factor, tmp_path):
     """On mlu top_p is first sought by exponentials of which nobody knows how exact the chip's are, and then put right."""

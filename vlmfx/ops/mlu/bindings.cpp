@@ -18,13 +18,17 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kMostBytes = int64_t(1) << 31;  // what the chip's 32-bit addressing of a tensor holds
 constexpr int64_t kMostHeadDim = 256;
+constexpr int64_t kWidestWindow = 1 << 30;  // no sequence is as long
 
 // One call of an op: its device and queue, and the tensors that must live until it is launched.
 class Call {
  public:
   Call(const char *op, const Tensor &first)
-      : op_(op), guard_(first.device()), device_(first.device()), queue(torch_mlu::getCurMLUStream()),
-        tasks(torch_mlu::getDeviceAttr(cnrtAttrClusterCount) * torch_mlu::getDeviceAttr(cnrtAttrMcorePerCluster)) {}
+      : op_(op), device_(first.device()) {
+    if (first.is_privateuseone()) guard_.emplace(device_);  // else another argument is on the card, and will be named
+    queue = torch_mlu::getCurMLUStream();
+    tasks = torch_mlu::getDeviceAttr(cnrtAttrClusterCount) * torch_mlu::getDeviceAttr(cnrtAttrMcorePerCluster);
+  }
 
   // The address of an input, made contiguous.
   const void *in(const char *name, const Tensor &t) {
@@ -67,7 +71,7 @@ class Call {
     TORCH_CHECK_VALUE(t.dim() == dim, op_, ": ", name, " has ", t.dim(), " axes but needs ", dim, "; pass one that has.");
   }
   void require(bool holds, const char *name, const char *expected) const {
-    TORCH_CHECK_VALUE(holds, op_, ": ", name, " needs ", expected, "; pass one that has.");
+    TORCH_CHECK_VALUE(holds, op_, ": ", name, " needs ", expected, "; change it.");
   }
   // k_cache and v_cache, of one shape and dtype
   void caches(const Tensor &k_cache, const Tensor &v_cache, at::ScalarType dtype) const {
@@ -90,7 +94,7 @@ class Call {
   static void *address(const Tensor &t) { return torch_mlu::mlu_data_ptr(torch_mlu::getMluTensorImpl(t)); }
 
   const char *op_;
-  torch_mlu::mlu::MLUGuard guard_;
+  std::optional<torch_mlu::mlu::MLUGuard> guard_;
   c10::Device device_;
   c10::SmallVector<Tensor, 12> kept_;
 
@@ -228,7 +232,7 @@ std::tuple<Tensor, Tensor> cache_gather(const Tensor &k_cache, const Tensor &v_c
   call.is("block_table", block_table, at::kInt);
   const int64_t num_seqs = block_table.size(0), kv_heads = k_cache.size(1), dim = k_cache.size(3);
   call.is("cu_seqlens", cu_seqlens, at::kInt, {num_seqs + 1});
-  call.require(num_tokens >= 0, "num_tokens", "0 or more");
+  call.require(num_tokens >= 0, "num_tokens", "to be 0 or more");
   Tensor k = at::empty({num_tokens, kv_heads, dim}, k_cache.options()), v = like(k);
   if (!k.numel()) return {k, v};
   call.end(vlmfx_cache_gather(call.queue, call.tasks, dtype, call.out(k), call.out(v), call.in("k_cache", k_cache),
@@ -262,7 +266,8 @@ Tensor paged_decode_attention(const Tensor &q, const Tensor &k_cache, const Tens
     call.is("item_offsets", *item_offsets, at::kInt, {num_seqs + 1});
   }
   call.require(scale > 0, "scale", "to be positive");
-  call.require(window >= 0, "window", "0 or more");
+  call.require(window >= 0, "window", "to be 0 or more");
+  window = std::min(window, kWidestWindow);
   Tensor out = like(q);
   if (!q.numel()) return out;
   Tensor partial = items ? at::empty({num_items, heads, dim + 2}, q.options().dtype(at::kFloat)) : Tensor();
@@ -298,7 +303,8 @@ Tensor prefill_attention(const Tensor &q, const Tensor &k, const Tensor &v, cons
     call.is("prefix_lens", *prefix_lens, at::kInt, {num_seqs});
   }
   call.require(scale > 0, "scale", "to be positive");
-  call.require(window >= 0, "window", "0 or more");
+  call.require(window >= 0, "window", "to be 0 or more");
+  window = std::min(window, kWidestWindow);
   Tensor out = like(q);
   if (!q.numel()) return out;
   call.end(vlmfx_prefill_attention(
@@ -366,7 +372,7 @@ Tensor pack_patches(const Tensor &pixels, const Tensor &offsets, const Tensor &r
   call.is("row_stride", row_stride, at::kInt, {patches});
   call.require(mean.size() == 3, "mean", "3 numbers");
   call.require(std.size() == 3, "std", "3 numbers");
-  call.require(patch_size >= 1, "patch_size", "1 or more");
+  call.require(patch_size >= 1, "patch_size", "to be 1 or more");
   call.require(dtype == "float16" || dtype == "float32", "dtype", "to be float16 or float32 on mlu");
   const bool is_half = dtype == "float16";
   Tensor out = at::empty({patches, 3 * times * patch_size * patch_size}, pixels.options().dtype(is_half ? at::kHalf : at::kFloat));
@@ -405,7 +411,7 @@ std::tuple<Tensor, Tensor, Tensor> token_logprobs(const Tensor &logits, const Te
   const int dtype = call.dtype("logits", logits);
   const int64_t rows = logits.size(0), vocab = logits.size(1);
   call.is("ids", ids, at::kLong, {rows});
-  call.require(num >= 0 && num <= vocab, "num", "0 to the size of the vocabulary");
+  call.require(num >= 0 && num <= vocab, "num", "to be 0 to the size of the vocabulary");
   Tensor chosen = at::empty({rows, 1 + num}, ids.options()), rank = at::empty({rows}, ids.options());
   Tensor logprobs = at::empty({rows, 1 + num}, logits.options().dtype(at::kFloat));
   if (rows)

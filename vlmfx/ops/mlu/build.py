@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from vlmfx.errors import CompileError
 
 HERE = Path(__file__).parent
 KERNELS = HERE / "kernels"
-ARCH = "mtp_372"
+CNCC = ["-O3", "--bang-mlu-arch=mtp_372"]
 NAME = "vlmfx_mlu"
 
 
@@ -28,8 +29,9 @@ def sources() -> list[Path]:
 
 
 def library_path() -> Path:
-    """Where the library for these sources and this torch lies, once it is built."""
-    content = hashlib.sha256(torch.__version__.encode())
+    """Where the library for these sources, this torch and this torch_mlu lies, once it is built."""
+    versions = [torch.__version__, _version("torch_mlu"), os.environ.get("NEUWARE_HOME", ""), *CNCC]
+    content = hashlib.sha256("\0".join(versions).encode())
     for path in [*sources(), *sorted(KERNELS.glob("*.h"))]:
         content.update(path.name.encode() + path.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmfx"
@@ -47,14 +49,19 @@ def build() -> Path:
         raise CompileError(
             "the kernels for mlu need cncc, which is neither on PATH nor in NEUWARE_HOME/bin; install CNToolkit or set NEUWARE_HOME."
         )
-    from setuptools import Distribution
-    from torch_mlu.utils.cpp_extension import BuildExtension, MLUExtension
+    try:
+        from setuptools import Distribution
+        from torch_mlu.utils.cpp_extension import BuildExtension, MLUExtension
+    except (ImportError, OSError) as error:
+        raise CompileError(
+            f"the kernels for mlu need setuptools and a torch_mlu that can be imported ({error}); install those for this torch."
+        ) from error
 
     extension = MLUExtension(
         name=NAME,
         sources=[str(path) for path in sources()],
         include_dirs=[str(KERNELS)],
-        extra_compile_args={"cxx": ["-O3", "-std=c++17"], "cncc": ["-O3", f"--bang-mlu-arch={ARCH}", f"-I{KERNELS}"]},
+        extra_compile_args={"cxx": ["-O3", "-std=c++17"], "cncc": [*CNCC, f"-I{KERNELS}"]},
     )
     out = library_path()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +77,17 @@ def build() -> Path:
             raise CompileError(
                 f"the kernels for mlu do not compile: {error}; see what cncc said above, and docs/mlu.md."
             ) from error
-        shutil.move(str(next((work / "lib").rglob(f"{NAME}*.so"))), out)
+        part = out.with_name(f"part-{os.getpid()}-{out.name}")
+        shutil.copyfile(next((work / "lib").rglob(f"{NAME}*.so")), part)
+        part.replace(out)
     return out
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -97,7 +98,7 @@ def _object(folder: Path, source: Path, options: Sequence[str], headers: Sequenc
 def _made(folder: Path, name: str, inputs: Sequence[Path], command: Sequence[str]) -> Path:
     """The file that a command makes of the inputs, unless it is there already: where they lie does not matter."""
     options = [option for option in command if "/" not in option]
-    content = hashlib.sha256("\0".join([torch.__version__, *options]).encode())
+    content = hashlib.sha256("\0".join([torch.__version__, _compiler(), *options]).encode())
     for path in inputs:
         content.update(path.name.encode() + path.read_bytes())
     stem, _, suffix = name.partition(".")
@@ -107,6 +108,15 @@ def _made(folder: Path, name: str, inputs: Sequence[Path], command: Sequence[str
         _run([*command, "-o", str(part)])
         part.rename(out)
     return out
+
+
+@cache
+def _compiler() -> str:
+    """g++'s version, and the processor that -march=native is."""
+    if shutil.which("g++") is None:
+        return ""
+    asked = ["g++", "-march=native", "-Q", "--help=target", "--version"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout
 
 
 def _run(command: Sequence[str]) -> None:

@@ -8,12 +8,20 @@
 #include "bang_emu.h"
 #else  // cncc, which defines __BANG__
 #include <bang.h>
-#define BANG_LAUNCH(kernel, dim, type, queue, ...) (kernel<<<dim, type, queue>>>(__VA_ARGS__), (const char *)0)
+// null, or what the runtime says of a launch that it did not take
+static inline const char *launched() {
+  const cnrtRet_t code = cnrtGetLastError();
+  return code == cnrtSuccess ? 0 : cnrtGetErrorStr(code);
+}
+#define BANG_LAUNCH(kernel, dim, type, queue, ...) (kernel<<<dim, type, queue>>>(__VA_ARGS__), launched())
 #endif
 #include "entries.h"
 
 #define NFU_ALIGN 128  // bytes: vector operands that begin at and are multiples of so many are taken by every architecture
-#define NRAM_BYTES ((__MLU_NRAM_SIZE__ - 128) * 1024)  // cncc keeps 128 KB of a core's NRAM for the stack
+#define NRAM_BYTES (640 * 1024)  // a core's, less the 128 KB that cncc keeps for the stack; in the host's pass there is no __MLU_NRAM_SIZE__
+#ifdef __BANG_ARCH__
+static_assert(NRAM_BYTES <= (__MLU_NRAM_SIZE__ - 128) * 1024, "a core has less NRAM than the kernels count on");
+#endif
 #define PAD_UP(x, y) (((x) + (y) - 1) / (y) * (y))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
@@ -38,7 +46,7 @@
 static inline const char *over_capacity(const char *argument, int64_t need) {
   static thread_local char text[160];
   if (need <= NRAM_BYTES) return 0;
-  snprintf(text, sizeof text, "%s needs %lld bytes of a core's NRAM but it has %d; make it smaller.", argument,
+  snprintf(text, sizeof text, "%s needs %lld bytes of a core's NRAM but it has %d; run it on another device.", argument,
            (long long)need, NRAM_BYTES);
   return text;
 }
