@@ -43,9 +43,9 @@ def ran_again(path: Path, **options: Any) -> Any:
 
 
 def answered(llm: LLM, prompts: list[Any], *params: SamplingParams) -> None:
-    """All requests are there before the first step, so that no step depends on how fast they were made; params take turns."""
+    """All requests are there before the first step, with seeds that are no chance's, so that each run is the same; params take turns."""
     for request in [llm.request(n, prompt, params[n % len(params)]) for n, prompt in enumerate(prompts)]:
-        llm.engine.add(request)
+        llm.engine.add(replace(request, seed=request.number))
     while llm.engine.has_work:
         llm.engine.step()
     assert not llm.engine.counters.num_failed
@@ -68,9 +68,7 @@ def test_a_tight_run_of_mixed_requests_happens_again(family, tmp_path):
     prompts = mixed(model)
     num_blocks = max(-(-(LLM(model).count_tokens(p) + 10) // 16) for p in prompts)
     llm = LLM(EVERY[family], dtype="float32", num_gpu_blocks_override=num_blocks, record=path, **TIGHT)
-    drawn = SamplingParams(
-        n=2, temperature=1.0, max_tokens=10, ignore_eos=True, logprobs=2
-    )  # by a seed that the engine chooses
+    drawn = SamplingParams(n=2, temperature=1.0, max_tokens=10, ignore_eos=True, logprobs=2)
     answered(llm, prompts, GREEDY, drawn)
     assert llm.engine.counters.num_preempted, "the run is to be a hard one"
     again = ran_again(path)
