@@ -36,9 +36,8 @@ HALF = settings(max_examples=50)
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Any, ...]:
-    """No rows, rows of one number, odd widths, rows that lie apart, huge and tiny values, a mean that is not 0."""
-    # Of one number the norm is what rounding left of the mean, divided by the root of eps.
-    # Of one number the norm is 0, and of two that chance has made alike it is rounding.
+    """No rows, odd widths, rows that lie apart, huge and tiny values, a mean that is not 0."""
+    # Of one number, and of two that are nearly alike, the norm is what rounding left of the mean, divided by the root of eps.
     hidden, seed, dtype, scale = draw(WIDTHS.filter(lambda n: n > 2)), draw(SEEDS), draw(DTYPES), draw(SCALES)
     values = normal(seed, *draw(leading(hidden)), hidden) + draw(st.sampled_from([0.0, 2.0]))
     weight, bias = (normal(seed + i, hidden, dtype=dtype) for i in (1, 2))
