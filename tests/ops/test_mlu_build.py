@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +15,7 @@ import pytest
 import setuptools
 from setuptools.command.build_ext import build_ext
 
+from vlmfx.cli import _parser
 from vlmfx.errors import CompileError, DeviceError
 from vlmfx.ops import mlu
 from vlmfx.ops.mlu import build
@@ -116,3 +120,21 @@ def test_another_torch_or_another_source_is_another_library(monkeypatch: pytest.
     monkeypatch.setattr("torch.__version__", "9.9")
     assert build.library_path() != before
     assert os.fspath(before).endswith(".so")
+
+
+def test_the_commands_of_the_page_are_there():
+    page = (Path(__file__).parents[2] / "docs" / "mlu.md").read_text(encoding="utf-8")
+    commands = re.findall(
+        r"^(?:vlmfx|python -m|pytest) [^#\n]+|(?<=`)(?:vlmfx|python -m|pytest) [^`]+", page, re.MULTILINE
+    )
+    assert len(commands) > 8
+    for command in commands:
+        verb, *rest = shlex.split(command)
+        if verb == "vlmfx":
+            _parser().parse_args(rest)  # which exits where an option is not known
+        elif verb == "python":
+            assert importlib.util.find_spec(rest[1]) is not None, command
+        else:
+            paths = [word for word in rest if "/" in word]
+            assert paths, command
+            assert all((Path(__file__).parents[2] / path).exists() for path in paths), command
