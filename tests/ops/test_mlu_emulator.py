@@ -56,6 +56,11 @@ SAID = {  # fault → what is said of it
     "SOURCE_REUSED": f"__bang_write_value: {REUSED}",
     "SOURCE_REUSED_COPY": f"__memcpy: {REUSED}",
     "ASYNC_OVERLAP": f"__memcpy_async: {NOT_SYNCED}",
+    "STORE_UNSYNCED": f"__memcpy: {NOT_SYNCED}",
+    "STORE_UNSYNCED_ASYNC": f"__memcpy_async: {NOT_SYNCED}",
+    "STORE_SYNCED_AS_MOVE": f"__memcpy: {NOT_SYNCED}",
+    "STORE_TWICE": f"__memcpy_async: {NOT_SYNCED}",
+    "STORE_OVER_A_LOAD": f"__memcpy: {REUSED}",
     "IN_FLIGHT": "kernel ends with 1 async copies in flight",
     "ADDRESS_UNALIGNED": "__bang_add: operand address not 128-byte aligned",
     "ADDRESS_OF_NO_FLOAT": "__bang_add: operand address not 128-byte aligned",
@@ -89,7 +94,7 @@ SAID_ON_372 = {
     "COUNT_UNALIGNED": None,
     "TRANSPOSE_UNALIGNED": None,
 }
-GOOD = ["GOOD", "GOOD_ASYNC", "GOOD_PIECES"]
+GOOD = ["GOOD", "GOOD_ASYNC", "GOOD_PIECES", "GOOD_READ_BACK"]
 
 
 @pytest.fixture(scope="module")

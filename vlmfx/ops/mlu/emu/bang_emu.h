@@ -10,9 +10,9 @@
 //           give NaN
 //   memory  only registered tensors may be copied from and to, inputs only from; two tasks of a launch that touch the same bytes, one of
 //           them writing, are a race; tasks run one after another in a random order, NRAM poisoned before each
-//   pipes   __memcpy_async happens at the __sync that waits for it: until then its NRAM destination is poison, its source may not be
-//           overwritten, and it may not overlap what vector operations since the last __sync_compute() touched; a kernel that ends with
-//           copies in flight is a fault
+//   pipes   __memcpy_async happens at the __sync that waits for it: until then its NRAM destination is poison, its destination may not be
+//           touched nor its source overwritten, in NRAM as in device memory, and it may not overlap what vector operations since the last
+//           __sync_compute() touched; a kernel that ends with copies in flight is a fault
 //   align   strict: every vector operand at and of a multiple of 128 bytes, which every architecture takes; 372: what binds there
 //   counts  bytes and pieces moved, and cycles of the vector pipe, 128 bytes each
 // Not modelled: time, WRAM and matmul, SRAM and union tasks, scalar access to device memory, rounding of the card's own pow2, log2 and
@@ -252,19 +252,17 @@ void check_races() {
 void piece(const char *op, void *dst, const void *src, size_t size, mluMemcpyDirection_t dir, bool is_async) {
   const Range d = range(dst, size), s = range(src, size);
   const bool from_nram = dir == NRAM2GDRAM || dir == NRAM2NRAM, to_nram = dir == GDRAM2NRAM || dir == NRAM2NRAM;
-  if (from_nram) {
+  if (from_nram)
     check_nram(op, s);
-    check_flight(op, s, false);
-    if (has_poison<uint32_t>(s)) fail("%s: reads uninitialised NRAM", op);
-  } else {
+  else
     touch(op, s, false);
-  }
-  if (to_nram) {
+  check_flight(op, s, false);
+  if (from_nram && has_poison<uint32_t>(s)) fail("%s: reads uninitialised NRAM", op);
+  if (to_nram)
     check_nram(op, d);
-    check_flight(op, d, true);
-  } else {
+  else
     touch(op, d, true);
-  }
+  check_flight(op, d, true);
   if (!is_async) {
     memmove(dst, src, size);
     return;
