@@ -84,6 +84,7 @@ RACES = {  # of two tasks
 SEEN_IN_THE_RESULT = {  # what no header can see, as it goes through scalars → the first number of the result
     "POISON_SCALAR": torch.nan,
     "POISON_SCALAR_HALF": torch.nan,
+    "ARGMAX_OF_NAN": torch.nan,
     "LOAD_UNSYNCED_SCALAR": torch.nan,
     "SOURCE_REUSED_SCALAR": -1.0,
 }
