@@ -153,8 +153,8 @@ BANG_EMU_FUNC void __bang_reduce_sum(float *d, float *s, int n) {
   }
 }
 
-// d[0] = the maximum, ((unsigned *)d)[1] = the index of the first of them; d holds 128 bytes. What it gives where there is NaN is not known:
-// poison here.
+// d[0] = the maximum, ((unsigned *)d)[1] = the index of the first of them; d holds 128 bytes. What it gives where there is NaN is not
+// known: poison here.
 BANG_EMU_FUNC void __bang_argmax(float *d, float *s, int n) {
   const char *op = "__bang_argmax";
   emu::in(op, s, n);
