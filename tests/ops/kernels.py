@@ -79,9 +79,10 @@ def _marks(kernel: Kernel) -> list[Any]:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A kernel file with one line made wrong: `old`, which stands there exactly once, is `new`."""
+    """A kernel file with one line made wrong: `old`, which stands there exactly once, is `new`; or a header of mlu's, included by the
+    kernel of the op's name."""
 
-    module: str  # below vlmfx/ops, as "triton/rms_norm.py" or "mlu/kernels/rms_norm.mlu"
+    module: str  # below vlmfx/ops, as "triton/rms_norm.py", "mlu/kernels/rms_norm.mlu" or "mlu/kernels/rotary.h"
     old: str
     new: str
 
@@ -93,11 +94,11 @@ class Mutant:
         original = Path(vlmfx.ops.__path__[0]) / self.module
         source = original.read_text(encoding="utf-8")
         assert source.count(self.old) == 1, f"{self.module} must hold once: {self.old}"
-        is_mlu = original.suffix == ".mlu"  # whose name is that of its C entry
-        path = folder / (original.name if is_mlu else f"mutant_{original.name}")
-        path.write_text(source.replace(self.old, self.new), encoding="utf-8")
-        if is_mlu:
-            return Kernel(op, "mutant", "cpu", emulated.mutant(op, path))
+        changed = source.replace(self.old, self.new)
+        if self.module.startswith("mlu/"):
+            return Kernel(op, "mutant", "cpu", emulated.mutant(op, self._beside(folder, original, changed, op)))
+        path = folder / f"mutant_{original.name}"
+        path.write_text(changed, encoding="utf-8")
         spec = importlib.util.spec_from_file_location(f"mutant_{original.stem}", path)
         assert spec is not None
         assert spec.loader is not None
@@ -105,6 +106,16 @@ class Mutant:
         spec.loader.exec_module(module)
         device = "cpu" if IS_INTERPRETED else "cuda"
         return Kernel(op, "mutant", device, getattr(module, op.name))
+
+    @staticmethod
+    def _beside(folder: Path, original: Path, changed: str, op: Op) -> Path:
+        """The kernel file there whose name is that of its C entry: the changed one, or the op's with the changed header."""
+        kernel = original if original.suffix == ".mlu" else original.with_name(f"{op.name}.mlu")
+        # What is included by a name in quotes is first looked for beside the file that includes it.
+        for path in (kernel, *original.parent.glob("*.h")):
+            text = changed if path == original else path.read_text(encoding="utf-8")
+            (folder / path.name).write_text(text, encoding="utf-8")
+        return folder / kernel.name
 
 
 def assert_equal(op: Op, got: Any, expected: Any) -> None:

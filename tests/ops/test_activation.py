@@ -30,6 +30,10 @@ MUTANTS = [
     Mutant("mlu/kernels/activation.mlu", "  __bang_write_value(input, 2 * tile, (T)0);", ""),
     Mutant("mlu/kernels/activation.mlu", "from_float(output + half_of, values, num)", "from_float(output, values, num)"),
     Mutant("mlu/kernels/activation.mlu", "input + half_of, num);", "input, num);"),
+    Mutant("mlu/kernels/activation.h", "-1.702f * LOG2_E", "-1.7f * LOG2_E"),
+    Mutant("mlu/kernels/activation.h", "-0.10294324f, -2.3022082f", "-0.1048385799f, -2.3022082f"),
+    Mutant("mlu/kernels/activation.h", "square, 0.1048385799f", "square, 0.10294324f"),
+    Mutant("mlu/kernels/activation.h", "power, square, -1.593893976e-04f", "power, square, 1.593893976e-04f"),
 ]  # fmt: skip
 KINDS = st.sampled_from(list(ACTIVATIONS))
 HALF = settings(max_examples=50)

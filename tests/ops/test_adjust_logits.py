@@ -40,6 +40,7 @@ MUTANTS = [
     Mutant(MLU, "MIN(PIECE, num - at + 1)", "MIN(PIECE, num - at)"),
     Mutant(MLU, "t ? tokens.ends[t - 1] : 0", "0"),
     Mutant(MLU, "count > 0 ? value - frequency", "true ? value - frequency"),
+    Mutant("mlu/kernels/logits.h", "int tile = HALVES;", "int tile = HALVES / 2;"),
 ]
 
 Args = tuple[Any, ...]  # as the op's schema

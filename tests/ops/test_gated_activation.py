@@ -28,6 +28,8 @@ MUTANTS = [
     Mutant("mlu/kernels/gated_activation.mlu", "  __bang_write_value(up, 2 * padded, (T)0);\n", ""),
     Mutant("mlu/kernels/gated_activation.mlu", "(step - 2) * taskDim + taskId, rows", "(step - 2) * taskDim, rows"),
     Mutant("mlu/kernels/gated_activation.mlu", "      __bang_mul(output + half_of, output + half_of, up + half_of, num);\n", ""),
+    Mutant("mlu/kernels/activation.h", "power, x, -LOG2_E, n", "power, x, -1.f, n"),
+    Mutant("mlu/kernels/activation.h", "  __bang_add_scalar(power, power, 1.f, n);\n", ""),
 ]  # fmt: skip
 HALF = settings(max_examples=50)
 

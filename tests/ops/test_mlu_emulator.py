@@ -27,9 +27,17 @@ REUSED = "overwrites the source of an async copy not yet synced"
 NO_SYNC_COMPUTE = "__memcpy_async: async copy overlaps a vector operation without __sync_compute() between"
 IN_PART = "destination partly overlaps a source"
 SAID = {  # fault → what is said of it
-    "NRAM_END": f"__bang_add: NRAM operand [{NRAM - 128}, {NRAM + 128}) outside the file's NRAM [0, {NRAM})",
-    "NRAM_BEGIN": f"__bang_add: NRAM operand [-128, 128) outside the file's NRAM [0, {NRAM})",
-    "NRAM_END_OF_COPY": f"__memcpy: NRAM operand [{NRAM - 4}, {NRAM + 4}) outside the file's NRAM [0, {NRAM})",
+    "NRAM_END": f"__bang_add: out of bounds: NRAM bytes [{4 * N - 128}, {4 * N + 128}) of c, which has {4 * N} bytes",
+    "NRAM_BEGIN": f"__bang_add: out of bounds: NRAM bytes [-128, 128) of a, which has {4 * N} bytes",
+    "NRAM_BEYOND": f"__bang_add: out of bounds: NRAM bytes [{4 * N}, {4 * N + 128}) of c, which has {4 * N} bytes",
+    "NRAM_INTO_NEXT": f"__bang_write_value: out of bounds: NRAM bytes [0, {8 * N}) of a, which has {4 * N} bytes",
+    "NRAM_PAST_PAD": "__bang_write_value: out of bounds: NRAM bytes [0, 256) of odd, which has 128 bytes",
+    "NRAM_END_OF_COPY": f"__memcpy: out of bounds: NRAM bytes [{4 * N - 4}, {4 * N + 4}) of c, which has {4 * N} bytes",
+    "NRAM_END_OF_STORE": f"__memcpy: out of bounds: NRAM bytes [{4 * N - 4}, {4 * N + 4}) of b, which has {4 * N} bytes",
+    "NRAM_SEGMENTS": f"__memcpy: out of bounds: NRAM bytes [{4 * N}, {4 * N + 128}) of c, which has {4 * N} bytes",
+    "NRAM_WILD": "__bang_add: out of bounds: an NRAM address that belongs to no buffer of the kernel",
+    "NRAM_SCALAR": "scalar code wrote beyond odd",
+    "NRAM_SCALAR_BEFORE": "scalar code wrote before a",
     "POISON_VECTOR": "__bang_add: reads uninitialised NRAM",
     "POISON_HALF": "__bang_half2float: reads uninitialised NRAM",
     "POISON_COPY": "__memcpy: reads uninitialised NRAM",
@@ -48,6 +56,11 @@ SAID = {  # fault → what is said of it
     "SOURCE_REUSED": f"__bang_write_value: {REUSED}",
     "SOURCE_REUSED_COPY": f"__memcpy: {REUSED}",
     "ASYNC_OVERLAP": f"__memcpy_async: {NOT_SYNCED}",
+    "STORE_UNSYNCED": f"__memcpy: {NOT_SYNCED}",
+    "STORE_UNSYNCED_ASYNC": f"__memcpy_async: {NOT_SYNCED}",
+    "STORE_SYNCED_AS_MOVE": f"__memcpy: {NOT_SYNCED}",
+    "STORE_TWICE": f"__memcpy_async: {NOT_SYNCED}",
+    "STORE_OVER_A_LOAD": f"__memcpy: {REUSED}",
     "IN_FLIGHT": "kernel ends with 1 async copies in flight",
     "ADDRESS_UNALIGNED": "__bang_add: operand address not 128-byte aligned",
     "ADDRESS_OF_NO_FLOAT": "__bang_add: operand address not 128-byte aligned",
@@ -71,6 +84,7 @@ RACES = {  # of two tasks
 SEEN_IN_THE_RESULT = {  # what no header can see, as it goes through scalars → the first number of the result
     "POISON_SCALAR": torch.nan,
     "POISON_SCALAR_HALF": torch.nan,
+    "ARGMAX_OF_NAN": torch.nan,
     "LOAD_UNSYNCED_SCALAR": torch.nan,
     "SOURCE_REUSED_SCALAR": -1.0,
 }
@@ -81,7 +95,7 @@ SAID_ON_372 = {
     "COUNT_UNALIGNED": None,
     "TRANSPOSE_UNALIGNED": None,
 }
-GOOD = ["GOOD", "GOOD_ASYNC", "GOOD_PIECES"]
+GOOD = ["GOOD", "GOOD_ASYNC", "GOOD_PIECES", "GOOD_READ_BACK"]
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +185,15 @@ def test_tasks_run_in_an_order_that_the_seed_says(faulty):
 def test_a_file_may_have_no_more_nram_than_a_core(tmp_path):
     said, _ = run(load(tmp_path, "FAULTY_NRAM=(NRAM_BYTES+128)"), "GOOD")
     assert said == f"task -1: the file's __nram__ variables take {NRAM + 128} bytes, a core has {NRAM}"
+
+
+def test_buffers_fill_no_more_than_the_file_has(tmp_path):
+    count = NRAM // 12 // 32 * 32
+    said, _ = run(load(tmp_path, f"FAULTY_COUNT={count}"), "GOOD")
+    assert said is None
+    (tmp_path / "more").mkdir()
+    said, _ = run(load(tmp_path / "more", f"FAULTY_COUNT={count + 32}"), "GOOD")
+    assert said == f"task 0: with c, 3 buffers take {12 * (count + 32)} bytes, the file's NRAM has {NRAM}"
 
 
 def test_a_launch_has_a_task(faulty):

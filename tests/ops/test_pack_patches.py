@@ -30,6 +30,7 @@ MUTANTS = [
     Mutant("mlu/kernels/pack_patches.mlu", "part < parts; ++part)\n          for", "part < 0; ++part)\n          for"),
     Mutant("mlu/kernels/pack_patches.mlu", "affine.scale[c], affine.shift[c]", "affine.scale[c], affine.shift[0]"),
     Mutant("mlu/kernels/pack_patches.mlu", "result + c * third + part * area, zeros", "result + part * area, zeros"),
+    Mutant("mlu/kernels/pack_patches.mlu", "X(T, zeros, PAD_UP(area, HALVES))", "X(T, zeros, area)"),
 ]
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -54,6 +54,8 @@ MUTANTS = [
     Mutant(MLU, "__bang_mul(weight, weight, top, FLOATS)", "__bang_mul_scalar(weight, weight, 1.f, FLOATS)"),
     Mutant(MLU, "begin + at, begin + at + count", "at, at + count"),
     Mutant(MLU, "by = queries[g * padded + d]", "by = queries[d]"),
+    Mutant("mlu/kernels/attention.h", "cache.table ? cache.piece[column - cache.first]", "false ? 0"),
+    Mutant("mlu/kernels/attention.h", "offset) * cache.dim;", "0) * cache.dim;"),
 ]
 FEW = settings(max_examples=10)
 EACH_KERNEL = pytest.mark.parametrize("kernel", kernels_of(OP))

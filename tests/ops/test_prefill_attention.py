@@ -43,6 +43,13 @@ MUTANTS = [
     Mutant(MLU, "attend(tile, from, till, shift, window, scale)", "attend(tile, from, till, shift - 1, window, scale)"),
     Mutant(MLU, "num_cached = seen < prefix ? (prefix + KEYS - 1) / KEYS", "num_cached = seen < prefix ? prefix / KEYS"),
     Mutant(MLU, "head = kv_head * (heads / kv_heads) + part * group", "head = kv_head + part * group"),
+    Mutant("mlu/kernels/attention.h", "MIN(cache.block_size - offset, end - at)", "MIN(cache.block_size, end - at)"),
+    Mutant("mlu/kernels/attention.h", "block * cache.kv_heads + cache.kv_head)", "block * cache.kv_heads)"),
+    Mutant("mlu/kernels/attention.h", "first[r] = MAX(shift + r, 0)", "first[r] = MAX(shift + r - 1, 0)"),
+    Mutant("mlu/kernels/attention.h", "MIN(shift + r + window, t.num)", "MIN(shift + r + window - 1, t.num)"),
+    Mutant("mlu/kernels/attention.h", "if (from[r] > 0) __bang_write_value(scores, from[r], NO_SCORE);", ""),
+    Mutant("mlu/kernels/attention.h", "round % 2 ? taskDim - 1 - taskId : taskId", "round % 2 ? taskId + 1 : taskId"),
+    Mutant("mlu/kernels/attention.h", "load_rows(rows + g * t.padded, q + g * t.dim,", "load_rows(rows + g * t.padded, q,"),
 ]  # fmt: skip
 FEW = settings(max_examples=8)
 EACH_KERNEL = pytest.mark.parametrize("kernel", kernels_of(OP))

@@ -30,6 +30,11 @@ MUTANTS = [
     Mutant("mlu/kernels/rotary.mlu", "step < mine + 2; ++step", "step < mine + 1; ++step"),
     Mutant("mlu/kernels/rotary.mlu", "x + ((int64_t)t.token * heads + t.head)", "x + ((int64_t)t.token * heads)"),
     Mutant("mlu/kernels/rotary.mlu", "    __sync();\n", ""),
+    Mutant("mlu/kernels/rotary.h", "tile.tokens = MIN(tile_tokens, tokens - tile.token);", "tile.tokens = tile_tokens;"),
+    Mutant("mlu/kernels/rotary.h", "index % parts * tile_heads, 0, 0", "0, 0, 0"),
+    Mutant("mlu/kernels/rotary.h", "table + half_dim, size", "table, size"),
+    Mutant("mlu/kernels/rotary.h", "__bang_sub(first, first, second_sin, count)", "__bang_add(first, first, second_sin, count)"),
+    Mutant("mlu/kernels/rotary.h", "*sin_of = sin_row + token * pitch", "*sin_of = sin_row"),
 ]  # fmt: skip
 HALVES = st.one_of(
     st.integers(1, 40), st.sampled_from([63, 64, 65, 1023])

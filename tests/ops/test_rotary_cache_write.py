@@ -42,6 +42,7 @@ MUTANTS = [
     Mutant("mlu/kernels/rotary_cache_write.mlu", "from + i * t.heads * dim, i * num, num,", "from + i * num * dim, i * num, num,"),
     Mutant("mlu/kernels/rotary_cache_write.mlu", "from + (i * num + first_k - t.head)", "from + (first_k - t.head)"),
     Mutant("mlu/kernels/rotary_cache_write.mlu", "    __sync();\n", ""),
+    Mutant("mlu/kernels/rotary.h", "planes + first * pitch + plane, heads", "planes + plane, heads"),
 ]  # fmt: skip
 
 

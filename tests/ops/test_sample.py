@@ -35,6 +35,17 @@ MUTANTS = [
     Mutant("mlu/kernels/sample.mlu", "      row.kept[i] = 1.f;", ""),
     Mutant("mlu/kernels/sample.mlu", "number << 11", "number << 10"),
     Mutant("mlu/kernels/sample.mlu", "key + 4, key[2]", "key + 4, key[4]"),
+    Mutant("mlu/kernels/logits.h", "__bang_argmax(buf, x, n)", "__bang_argmax(buf, x, FLOATS)"),
+    Mutant("mlu/kernels/weights.h", "number * 2048 + (int32_t)", "number + (int32_t)"),
+    Mutant("mlu/kernels/weights.h", "is_cold ? 0.f : LOG2_E", "is_cold ? 0.f : 1.f"),
+    Mutant("mlu/kernels/weights.h", "if (min_p > 0.f) {", "if (min_p > 1.f) {"),
+    Mutant("mlu/kernels/weights.h", "  __bang_mul(hi, hi, kept, n);\n", ""),
+    Mutant("mlu/kernels/weights.h", "x.bits < 0 ? -(x.bits & 0x7FFFFFFF) : x.bits", "x.bits"),
+    Mutant("mlu/kernels/philox.h", "round < 10", "round < 9"),
+    Mutant("mlu/kernels/philox.h", "p_high ^ d ^ k1", "p_high ^ k1"),
+    Mutant("mlu/kernels/philox.h", "    k0 += 0x9E3779B9u;\n", ""),
+    Mutant("mlu/kernels/philox.h", "c = sample_index, d = 0", "c = 0, d = 0"),
+    Mutant("mlu/kernels/philox.h", "(uint64_t)a1 * b1 + (middle >> 32)", "(middle >> 32)"),
 ]
 
 Args = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -89,10 +100,11 @@ def hot_cases(draw: st.DrawFn) -> Args:
     x = normal(draw(SEEDS), 2, draw(st.sampled_from([130, 200])))
     grid = draw(st.sampled_from([None, 0.5, 2.0]))
     logits = x if grid is None else (x / grid).round() * grid
-    top_k, top_p = draw(st.sampled_from([(0, 0.9), (0, 0.5), (100, 1.0), (100, 0.7), (70, 1.0)]))
+    filters = [(0, 0.9, 0.0), (0, 0.5, 0.0), (100, 1.0, 0.0), (100, 0.7, 0.0), (70, 1.0, 0.0), (0, 1.0, 0.93)]
+    top_k, top_p, min_p = draw(st.sampled_from(filters))
     degrees = draw(st.sampled_from([30.0, 30.0, 30.0, 0.0]))
     seed = torch.tensor([draw(SEEDS), draw(SEEDS)])
-    floats = (torch.full((2,), value) for value in (degrees, top_p, 0.0))
+    floats = (torch.full((2,), value) for value in (degrees, top_p, min_p))
     temperature, share, least = floats
     limit = torch.full((2,), top_k, dtype=torch.int32)
     index = draw(st.integers(0, 1))

@@ -28,6 +28,9 @@ MUTANTS = [
     Mutant("mlu/kernels/token_logprobs.mlu", "add_to(list, value, first + i);", "add_to(list, value, i);"),
     Mutant("mlu/kernels/token_logprobs.mlu", "        has_nan = true;", ""),
     Mutant("mlu/kernels/token_logprobs.mlu", "first + i > after);", "first + i >= after);"),
+    Mutant("mlu/kernels/logits.h", "x[i] = -INFINITE;", "x[i] = 0.f;"),
+    Mutant("mlu/kernels/logits.h", "return sum != sum;", "return false;"),
+    Mutant("mlu/kernels/logits.h", "__bang_add(buf, x, x + n / 2, n / 2)", "__bang_add(buf, x, x, n / 2)"),
 ]
 
 FLOATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -40,6 +40,14 @@ MUTANTS = [
     Mutant(MLU, "in = (step + 1) % 2 * half_of", "in = step % 2 * half_of"),
     Mutant(MLU, "    before += items;", "    before += items / heads;"),
     Mutant(MLU, "scale * LOG2_E", "scale"),
+    Mutant("mlu/kernels/attention.h", "  __bang_mul(t.total, t.total, t.fade, lanes);\n", ""),
+    Mutant("mlu/kernels/attention.h", "__bang_cycle_mul(t.sums, t.sums, t.fade, t.dim * lanes, lanes);", ""),
+    Mutant(
+        "mlu/kernels/attention.h",
+        "__bang_eq_scalar(t.fade, t.total, 0.f, t.lanes);",
+        "__bang_write_value(t.fade, t.lanes, 0.f);",
+    ),
+    Mutant("mlu/kernels/attention.h", "  __bang_mul_scalar(t.top, t.greatest, 1.f, lanes);\n", ""),
 ]
 FEW = settings(max_examples=8)
 EACH_KERNEL = pytest.mark.parametrize("kernel", kernels_of(OP))

@@ -1,16 +1,18 @@
 // A CPU stand-in for <bang.h>: enough of the language and of the chip to run the kernels beside it and to catch what a card would not say.
 //
 // A .mlu file is compiled from the same text by cncc, for the card, and by g++ with -DBANG_EMU -DBANG_UNIT=<its name>, for tests. Each
-// file's __nram__ variables are a linker section of their own, which is the NRAM of the core that runs the file's kernel.
+// file's __nram__ variables are a linker section of their own, which is the NRAM of the core that runs the file's kernel. What NRAM_LAYOUT
+// (launch.h) cuts it into lies 128 bytes apart there, red zones, for which the section has room beyond that of a core.
 //
 // Modelled, and checked; the first violation ends the launch with a message:
-//   NRAM    capacity, bounds, and poison 0xFFB5 in what was not written, which is NaN as half and as float, so that even scalar reads,
-//           which no header can see, give NaN
+//   NRAM    capacity; bounds of each buffer of the layout, of scalar writes at the end of a task and for 128 bytes beyond a buffer; and
+//           poison 0xFFB5 in what was not written, which is NaN as half and as float, so that even scalar reads, which no header can see,
+//           give NaN
 //   memory  only registered tensors may be copied from and to, inputs only from; two tasks of a launch that touch the same bytes, one of
 //           them writing, are a race; tasks run one after another in a random order, NRAM poisoned before each
-//   pipes   __memcpy_async happens at the __sync that waits for it: until then its NRAM destination is poison, its source may not be
-//           overwritten, and it may not overlap what vector operations since the last __sync_compute() touched; a kernel that ends with
-//           copies in flight is a fault
+//   pipes   __memcpy_async happens at the __sync that waits for it: until then its NRAM destination is poison, its destination may not be
+//           touched nor its source overwritten, in NRAM as in device memory, and it may not overlap what vector operations since the last
+//           __sync_compute() touched; a kernel that ends with copies in flight is a fault
 //   align   strict: every vector operand at and of a multiple of 128 bytes, which every architecture takes; 372: what binds there
 //   counts  bytes and pieces moved, and cycles of the vector pipe, 128 bytes each
 // Not modelled: time, WRAM and matmul, SRAM and union tasks, scalar access to device memory, rounding of the card's own pow2, log2 and
@@ -55,6 +57,8 @@ using bang_emu::Range;
 using bang_emu::state;
 
 constexpr size_t kNramLimit = (__MLU_NRAM_SIZE__ - 128) * 1024;
+constexpr size_t kZone = 128;      // bytes between buffers
+constexpr size_t kZones = 64 * kZone;
 constexpr uint16_t kPoison = 0xFFB5;
 constexpr int kPipe = 128;  // bytes a cycle
 
@@ -70,6 +74,10 @@ struct Fault : std::runtime_error {
   throw Fault("task " + std::to_string(taskId) + ": " + text);
 }
 
+struct Buffer {  // of the layout
+  Range bytes;
+  const char *name;
+};
 struct Copy {  // a contiguous piece of an asynchronous copy
   void *dst;
   const void *src;
@@ -82,6 +90,7 @@ struct Access {  // of device memory
   bool is_write;
   const char *op;
 };
+std::vector<Buffer> buffers;    // of this task
 std::vector<Copy> flight;       // copies not yet synced
 std::vector<Range> computed;    // operands of vector operations since __sync_compute()
 std::vector<Access> accesses;   // of this launch
@@ -90,6 +99,22 @@ int64_t cycles;                 // of this task
 [[maybe_unused]] bool overlap(Range a, Range b) { return a.lo < b.hi && b.lo < a.hi; }
 Range range(const void *data, size_t size) { return {(uintptr_t)data, (uintptr_t)data + size}; }
 Range nram() { return {(uintptr_t)BANG_JOIN(__start_, BANG_SECTION), (uintptr_t)BANG_JOIN(__stop_, BANG_SECTION)}; }
+
+__nram__ char red_zones[kZones];
+
+// The next buffer of a layout, of so many bytes; at is where the last one ends.
+[[maybe_unused]] char *take(const char *name, int &at, size_t size) {
+  const Range all = nram();
+  size_t taken = size;
+  for (const Buffer &buffer : buffers) taken += buffer.bytes.hi - buffer.bytes.lo;
+  if (taken > all.hi - all.lo - kZones || (buffers.size() + 2) * kZone > kZones)
+    fail("with %s, %zu buffers take %zu bytes, the file's NRAM has %zu", name, buffers.size() + 1, taken,
+         (size_t)(all.hi - all.lo - kZones));
+  char *data = (char *)all.lo + at + kZone;
+  buffers.push_back({range(data, size), name});
+  at += kZone + size;
+  return data;
+}
 
 void poison(Range r) {  // by address, so that a range that begins at an odd one is in phase
   if (r.lo >= r.hi) return;
@@ -112,10 +137,26 @@ bool has_poison(Range r) {
 
 // ---- operands of vector operations --------------------------------------------------------------------------------------------------
 void check_nram(const char *op, Range r) {
-  const Range all = nram();
-  if (r.lo < all.lo || r.hi > all.hi)
-    fail("%s: NRAM operand [%lld, %lld) outside the file's NRAM [0, %lld)", op, (long long)(r.lo - all.lo),
-         (long long)(r.hi - all.lo), (long long)(all.hi - all.lo));
+  for (const Buffer &buffer : buffers)
+    if (r.lo >= buffer.bytes.lo && r.hi <= buffer.bytes.hi) return;
+  for (const Buffer &buffer : buffers) {
+    const Range b = buffer.bytes;
+    if (r.lo < b.hi + kZone && r.hi > b.lo)
+      fail("%s: out of bounds: NRAM bytes [%lld, %lld) of %s, which has %lld bytes", op, (long long)(r.lo - b.lo),
+           (long long)(r.hi - b.lo), buffer.name, (long long)(b.hi - b.lo));
+  }
+  fail("%s: out of bounds: an NRAM address that belongs to no buffer of the kernel", op);
+}
+// At the end of a task: what scalars wrote beyond a buffer.
+void check_zones() {
+  const auto is_changed = [](uintptr_t lo) {
+    const uint16_t *p = (const uint16_t *)lo;
+    return std::any_of(p, p + kZone / 2, [](uint16_t word) { return word != kPoison; });
+  };
+  for (const Buffer &buffer : buffers) {
+    if (is_changed(buffer.bytes.lo - kZone)) fail("scalar code wrote before %s", buffer.name);
+    if (is_changed(buffer.bytes.hi)) fail("scalar code wrote beyond %s", buffer.name);
+  }
 }
 void check_flight(const char *op, Range r, bool is_write) {
   for (const Copy &copy : flight) {
@@ -211,19 +252,17 @@ void check_races() {
 void piece(const char *op, void *dst, const void *src, size_t size, mluMemcpyDirection_t dir, bool is_async) {
   const Range d = range(dst, size), s = range(src, size);
   const bool from_nram = dir == NRAM2GDRAM || dir == NRAM2NRAM, to_nram = dir == GDRAM2NRAM || dir == NRAM2NRAM;
-  if (from_nram) {
+  if (from_nram)
     check_nram(op, s);
-    check_flight(op, s, false);
-    if (has_poison<uint32_t>(s)) fail("%s: reads uninitialised NRAM", op);
-  } else {
+  else
     touch(op, s, false);
-  }
-  if (to_nram) {
+  check_flight(op, s, false);
+  if (from_nram && has_poison<uint32_t>(s)) fail("%s: reads uninitialised NRAM", op);
+  if (to_nram)
     check_nram(op, d);
-    check_flight(op, d, true);
-  } else {
+  else
     touch(op, d, true);
-  }
+  check_flight(op, d, true);
   if (!is_async) {
     memmove(dst, src, size);
     return;
@@ -262,16 +301,17 @@ const char *launch(cnrtDim3_t dim, F &&body) {
   try {
     taskId = -1;
     const Range all = nram();
-    if (all.hi - all.lo > kNramLimit)
-      fail("the file's __nram__ variables take %zu bytes, a core has %zu", (size_t)(all.hi - all.lo), kNramLimit);
+    if (all.hi - all.lo - kZones > kNramLimit)
+      fail("the file's __nram__ variables take %zu bytes, a core has %zu", (size_t)(all.hi - all.lo - kZones), kNramLimit);
     if (taskDim <= 0) fail("launched with no task");
     for (int task : bang_emu::order_of(taskDim)) {
       poison(all);  // nothing is left of what ran on the core before
-      flight.clear(), computed.clear();
+      buffers.clear(), flight.clear(), computed.clear();
       cycles = 0;
       taskId = task, taskIdX = task % taskDimX, taskIdY = task / taskDimX % taskDimY, taskIdZ = task / taskDimX / taskDimY;
       body();
       if (!flight.empty()) fail("kernel ends with %zu async copies in flight", flight.size());
+      check_zones();
       counters.cycles += cycles;
       longest = std::max(longest, cycles);
     }

@@ -153,7 +153,8 @@ BANG_EMU_FUNC void __bang_reduce_sum(float *d, float *s, int n) {
   }
 }
 
-// d[0] = the maximum, ((unsigned *)d)[1] = the index of the first of them; d holds 128 bytes
+// d[0] = the maximum, ((unsigned *)d)[1] = the index of the first of them; d holds 128 bytes. What it gives where there is NaN is not
+// known: poison here.
 BANG_EMU_FUNC void __bang_argmax(float *d, float *s, int n) {
   const char *op = "__bang_argmax";
   emu::in(op, s, n);
@@ -164,6 +165,7 @@ BANG_EMU_FUNC void __bang_argmax(float *d, float *s, int n) {
   for (int i = 1; i < n; ++i)
     if (s[i] > s[best]) best = i;
   emu::poison(emu::range(d, 128));
+  if (std::any_of(s, s + n, [](float x) { return x != x; })) return;
   d[0] = s[best];
   ((unsigned *)d)[1] = best;
 }

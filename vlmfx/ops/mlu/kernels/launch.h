@@ -30,12 +30,19 @@ static_assert(NRAM_BYTES <= (__MLU_NRAM_SIZE__ - 128) * 1024, "a core has less N
 #define FLOATS 32  // in 128 bytes: counts of elements are padded to this for float, and to HALVES for half
 #define HALVES 64
 
+#define NRAM_BUFFER __nram__ __attribute__((aligned(NFU_ALIGN))) char nram_buffer[NRAM_BYTES]  // each file's, at its top
+
 // A kernel's NRAM is one list, read twice: `#define BUFFERS(X) X(float, row, 2 * padded) X(T, input, padded)`.
 // In the kernel `NRAM_LAYOUT(BUFFERS)` declares the pointers one after another, each at a multiple of 128 bytes; in the entry
 // `NRAM_NEED(BUFFERS)` is the sum. Both see the same names, so T and the sizes are called alike in both.
+#ifdef BANG_EMU  // which remembers them, and what lies between
+#define NRAM_TAKE(type, name, count) \
+  type *name = (type *)emu::take(#name, nram_at, PAD_UP((count) * (int)sizeof(type), NFU_ALIGN));
+#else
 #define NRAM_TAKE(type, name, count)                 \
   type *name = (type *)(nram_buffer + nram_at);      \
   nram_at += PAD_UP((count) * (int)sizeof(type), NFU_ALIGN);
+#endif
 #define NRAM_COUNT(type, name, count) +PAD_UP((int64_t)(count) * (int64_t)sizeof(type), NFU_ALIGN)
 #define NRAM_LAYOUT(BUFFERS) \
   int nram_at = 0;           \
