@@ -10,8 +10,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.server.harness import CHAT, PICTURE_URL, asks, refused, request, serving, tiny
+from tests.server.harness import CHAT, EMBEDDINGS, PICTURE_URL, asks, refused, request, serving, tiny
 from vlmfx.server import images, tokens
+from vlmfx.server.service import NUM_WORKING, SMALL
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -38,6 +39,36 @@ def test_the_time_of_a_request_begins_when_it_comes(monkeypatch):
 
         headers = {"content-type": "application/json"}
         assert request(service, "POST", CHAT, content=slow(), headers=headers).status_code == 504
+
+
+def busy(service, gate):
+    """No thread is free before the gate opens."""
+    for _ in range(NUM_WORKING):
+        service.working.submit(gate.wait, 30)
+
+
+def test_a_body_that_waits_to_be_parsed_has_no_more_time():
+    gate = threading.Event()
+    with ExitStack() as stack, serving(tiny(), request_timeout_s=0.3) as service:
+        stack.callback(gate.set)
+        busy(service, gate)
+        assert refused(service, CHAT, asks("x" * 2 * SMALL, max_tokens=1), 504)
+        assert service.working.num_waiting == 0
+
+
+def test_an_answer_that_waits_to_be_written_has_no_more_time():
+    gate = threading.Event()
+    with ExitStack() as stack, serving(tiny(), {"task": "embed"}, request_timeout_s=3) as service:
+        stack.callback(gate.set)
+        make = service.engine.make
+
+        def made(*given, **more):
+            busy(service, gate)
+            return make(*given, **more)
+
+        service.engine.make = made
+        assert refused(service, EMBEDDINGS, {"input": "x"}, 504)
+        assert service.working.num_waiting == 0
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/images"])

@@ -14,7 +14,7 @@ from tests.server.test_stream import Connection
 from vlmfx.errors import InvalidRequest
 from vlmfx.server import images, tokens
 from vlmfx.server.app import create_app
-from vlmfx.server.service import NUM_ASIDE, NUM_FETCHING
+from vlmfx.server.service import NUM_ASIDE, NUM_FETCHING, NUM_WORKING, SMALL
 
 MAX_WAITING = 3
 
@@ -83,6 +83,29 @@ def test_what_a_client_that_left_sent_counts_as_held_until_no_thread_works_for_i
             assert service.bodies.num_held == NUM_ASIDE * size
             gate.set()
             await until(lambda: service.bodies.num_held == 0)
+
+        run(work)
+
+
+def test_bodies_that_wait_to_be_parsed_have_a_bound_and_are_dropped_with_their_clients(service):
+    gate, most = threading.Event(), MAX_WAITING + service.engine.engine.limits.max_num_seqs + NUM_WORKING
+    with ExitStack() as stack:
+        stack.callback(gate.set)
+        for _ in range(NUM_WORKING):
+            service.working.submit(gate.wait, 30)
+
+        async def work():
+            app = create_app(service)
+            asked = [Connection(app, asks("x" * 2 * SMALL)) for _ in range(most + 5)]
+            tasks = [asyncio.ensure_future(one.serve()) for one in asked]
+            await until(lambda: sum(one.came.is_set() for one in asked) == 5)
+            assert all("wait already" in one.text_sent for one in asked if one.came.is_set())
+            assert service.working.num_waiting == most
+            for one in asked:
+                one.gone.set()
+            await asyncio.gather(*tasks)
+            assert service.working.num_waiting == 0
+            assert service.bodies.num_held == 0
 
         run(work)
 

@@ -16,7 +16,6 @@ from vlmfx.engine.sequence import Request as EngineRequest
 from vlmfx.openai.chunks import Chunks, StreamForm, stream_form
 from vlmfx.openai.requests import Form, chat_request, completion_request, form_of
 from vlmfx.openai.responses import chat_response, completion_response
-from vlmfx.server.body import read_json
 from vlmfx.server.calls import Call, call_of
 from vlmfx.server.errors import error_kind, told
 from vlmfx.server.replies import reply
@@ -42,7 +41,7 @@ class Asked:
 async def generate(service: Service, is_chat: bool, request: Request) -> Response:
     """The answer to a chat or to the prompts of a completion. Raises InvalidRequest and what `AsyncEngine.events` raises."""
     read = partial(_asked, service, is_chat)
-    asked = await read_json(request, service.bodies, service.working, read)
+    asked = await service.read_json(request, read)
     call = call_of(request.scope)
     make = service.maker(call, asked.body, asked.prompts, asked.params)
     id, created = f"{'chatcmpl' if is_chat else 'cmpl'}-{call.id}", int(time.time())
@@ -61,7 +60,9 @@ async def generate(service: Service, is_chat: bool, request: Request) -> Respons
 
     size = call.num_answer * (1 if asked.params.logprobs is None else 10 + 10 * asked.form.num_top)
     size += call.num_prompt * 10 if asked.params.prompt_logprobs is not None else 0
-    return await reply(body, call.pool(service.working) if size > MANY else None)
+    if size <= MANY:
+        return await reply(body, None)
+    return await service.wanted(request, reply(body, call.pool(service.working)))
 
 
 def _asked(service: Service, is_chat: bool, body: Any) -> Asked:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+import fastapi
 
 from vlmfx.engine.async_engine import AsyncEngine
+from vlmfx.engine.deadline import in_time
 from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.events import Event, Output
 from vlmfx.engine.request import RequestOutput, SamplingParams
@@ -21,21 +24,24 @@ from vlmfx.errors import InvalidRequest, shown
 from vlmfx.openai.fields import check_model
 from vlmfx.openai.requests import request_options
 from vlmfx.processing.prompt import Processor
-from vlmfx.server.body import Bodies
-from vlmfx.server.calls import Call
+from vlmfx.server.body import Bodies, parsed
+from vlmfx.server.calls import Call, call_of
 from vlmfx.server.charges import charged_to
 from vlmfx.server.errors import ClientGone, HttpError
 from vlmfx.server.image_parts import with_images
 from vlmfx.server.image_store import ImageStore, StoredImage
 from vlmfx.server.metrics import Metrics
 from vlmfx.server.options import ServerOptions
+from vlmfx.server.stream import unless_gone
 from vlmfx.server.workers import Workers
 
 PATIENCE_S = 0.05  # between looks for calls that have ended
+SMALL = 32 * 1024  # bytes of a body that are parsed at once: another thread would cost more than it saves
 NUM_WORKING = 8
 NUM_ASIDE = 2
 NUM_FETCHING = 64  # they wait for hosts most of the time
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +56,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     bodies: Bodies = field(init=False)
     images: ImageStore = field(init=False)
-    working: Workers = field(init=False)  # bodies, prompts, answers: the engine says how many may wait
+    working: Workers = field(init=False)  # bodies, prompts, answers
     # Neither pictures to keep and texts to count, nor hosts that answer slowly, may keep prompts waiting.
     aside: Workers = field(init=False)
     fetching: Workers = field(init=False)
@@ -61,7 +67,8 @@ class Service:
         bodies = Bodies(options.max_body_bytes, options.max_held_bytes, options.body_timeout_s)
         object.__setattr__(self, "bodies", bodies)
         object.__setattr__(self, "images", ImageStore(options.max_image_store_bytes, options.image_ttl_s))
-        object.__setattr__(self, "working", Workers(NUM_WORKING, "vlmfx-serve"))
+        most_made = options.max_waiting + self.engine.engine.limits.max_num_seqs  # the engine takes no more prompts
+        object.__setattr__(self, "working", Workers(NUM_WORKING, "vlmfx-serve", most_made + NUM_WORKING))
         object.__setattr__(self, "aside", Workers(NUM_ASIDE, "vlmfx-aside", options.max_waiting))
         object.__setattr__(self, "fetching", Workers(NUM_FETCHING, "vlmfx-fetch", options.max_waiting))
         self.metrics.watch(self.images)
@@ -76,6 +83,25 @@ class Service:
         """Tokens of the longest prompt, and with its answer where there is one."""
         most = self.processor.max_model_len
         return most if self.task == "embed" else min(most, self.engine.engine.capacity)
+
+    async def read_json(self, request: fastapi.Request, read: Callable[[Any], T]) -> T:
+        """read(what the body of a request says). Raises as `Bodies.read` and `parsed` do."""
+        return await self.parsed(request, await self.bodies.read(request), read)
+
+    async def parsed(self, request: fastapi.Request, text: bytes, read: Callable[[Any], T]) -> T:
+        """read(what a JSON text says), in a thread where it is not small. Raises as read and `wanted` do, and InvalidRequest."""
+        if len(text) <= SMALL:
+            return read(parsed(text))
+        pool = call_of(request.scope).pool(self.working)
+        work = asyncio.get_running_loop().run_in_executor(pool, lambda: read(parsed(text)))
+        return await self.wanted(request, work)
+
+    async def wanted(self, request: fastapi.Request, work: Awaitable[T]) -> T:
+        """What work for a request gives, whose body has been read; it is dropped where the client goes away and where the request's time
+        is over. Raises what work raises, ClientGone and DeadlineExceeded."""
+        found = await unless_gone(request.receive, in_time(work, self.deadline(call_of(request.scope))))
+        assert found is not None
+        return found
 
     def check(self, body: Any, path: str, task: str | None) -> None:
         """Raise for a body that is for another model, another task, or brings a template where none is taken."""

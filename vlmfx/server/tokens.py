@@ -8,14 +8,11 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from vlmfx.engine.deadline import in_time
 from vlmfx.openai.tokens import TokenizeRequest, detokenize_request, tokenize_request
 from vlmfx.processing.prompt import check_text, plan
-from vlmfx.server.body import read_json
 from vlmfx.server.calls import Call, call_of
 from vlmfx.server.replies import reply
 from vlmfx.server.service import Service, names_urls
-from vlmfx.server.stream import unless_gone
 
 
 async def tokenize(service: Service, request: Request) -> Response:
@@ -25,13 +22,10 @@ async def tokenize(service: Service, request: Request) -> Response:
         service.check(body, "/tokenize", None)
         return tokenize_request(body)
 
-    asked = await read_json(request, service.bodies, service.working, read)
+    asked = await service.read_json(request, read)
     call = call_of(request.scope)
     made = partial(_tokenized, service, asked, call)
-    replying = reply(made, service.pool_aside(call, names_urls(asked.prompt)))
-    response = await unless_gone(request.receive, in_time(replying, service.deadline(call)))
-    assert response is not None
-    return response
+    return await service.wanted(request, reply(made, service.pool_aside(call, names_urls(asked.prompt))))
 
 
 async def detokenize(service: Service, request: Request) -> Response:
@@ -41,7 +35,7 @@ async def detokenize(service: Service, request: Request) -> Response:
         service.check(body, "/detokenize", None)
         return detokenize_request(body, service.processor.vocab_size)
 
-    ids = await read_json(request, service.bodies, service.working, read)
+    ids = await service.read_json(request, read)
     decode = partial(service.processor.tokenizer.decode, ids, skip_special_tokens=False)
     return await reply(lambda: {"prompt": decode()}, service.pool_aside(call_of(request.scope), False))
 
