@@ -71,11 +71,13 @@ def test_an_answer_that_waits_to_be_written_has_no_more_time():
         assert service.working.num_waiting == 0
 
 
-@pytest.mark.parametrize("path", ["/tokenize", "/v1/images"])
-def test_what_needs_no_engine_has_no_more_time(monkeypatch, path):
+@pytest.mark.parametrize(
+    ("path", "body"), [("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]}), ("/v1/images", {"url": PICTURE_URL})]
+)
+def test_what_needs_no_engine_has_no_more_time(monkeypatch, path, body):
     gate = threading.Event()
     with ExitStack() as stack, serving(tiny(), request_timeout_s=0.3) as service:
         stack.callback(gate.set)
-        for module, name in ((images, "_kept"), (tokens, "_tokenized")):
+        for module, name in ((images, "_kept"), (tokens, "_tokenized"), (tokens, "_detokenized")):
             monkeypatch.setattr(module, name, lambda *given: gate.wait(20))
-        assert refused(service, path, {"url": PICTURE_URL} if path == "/v1/images" else {"prompt": "x"}, 504)
+        assert refused(service, path, body, 504)

@@ -17,6 +17,7 @@ from vlmfx.server.app import create_app
 from vlmfx.server.service import NUM_ASIDE, NUM_FETCHING, NUM_WORKING, SMALL
 
 MAX_WAITING = 3
+PICTURE: dict[str, Any] = {"content": DEMO.read_bytes(), "headers": {"content-type": "image/png"}}
 
 
 @pytest.fixture
@@ -26,14 +27,16 @@ def service():
         assert made.bodies.num_held == 0
 
 
-@pytest.mark.parametrize("what", ["images", "tokenize"])
-def test_what_needs_no_engine_holds_up_no_prompt_and_has_a_bound(service, monkeypatch, what):
+@pytest.mark.parametrize(
+    ("module", "name", "path", "options"),
+    [(images, "_kept", "/v1/images", PICTURE), (tokens, "_tokenized", "/tokenize", {"json": {"prompt": "Hello"}}),
+     (tokens, "_detokenized", "/detokenize", {"json": {"tokens": [1, 2]}})],
+    ids=["images", "tokenize", "detokenize"],
+)  # fmt: skip
+def test_what_needs_no_engine_holds_up_no_prompt_and_has_a_bound(service, monkeypatch, module, name, path, options):
     gate = threading.Event()
-    module, name = (images, "_kept") if what == "images" else (tokens, "_tokenized")
     true = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *given: gate.wait(30) and true(*given))
-    picture: dict[str, Any] = {"content": DEMO.read_bytes(), "headers": {"content-type": "image/png"}}
-    path, options = ("/v1/images", picture) if what == "images" else ("/tokenize", {"json": {"prompt": "Hello"}})
 
     async def work():
         with ExitStack() as stack:
@@ -57,21 +60,19 @@ async def until(is_so) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_what_a_client_that_left_sent_counts_as_held_until_no_thread_works_for_it(monkeypatch):
-    gate, begun = threading.Event(), threading.Event()
-    true = tokens._tokenized
-
-    def tokenized(*given):
-        begun.set()
-        return gate.wait(30) and true(*given)
-
-    monkeypatch.setattr(tokens, "_tokenized", tokenized)
+@pytest.mark.parametrize(
+    ("name", "path", "body"),
+    [("_tokenized", "/tokenize", {"prompt": "x" * 1000}), ("_detokenized", "/detokenize", {"tokens": [1] * 1000})],
+)
+def test_what_a_client_that_left_sent_counts_as_held_until_no_thread_works_for_it(monkeypatch, name, path, body):
+    gate = threading.Event()
+    monkeypatch.setattr(tokens, name, lambda *given: gate.wait(30) and {})
     with ExitStack() as stack, serving(tiny(), max_waiting=100) as service:
         stack.callback(gate.set)
 
         async def work():
             app = create_app(service)
-            left = [Connection(app, {"prompt": "x" * 1000}, "/tokenize") for _ in range(50)]
+            left = [Connection(app, body, path) for _ in range(50)]
             tasks = [asyncio.ensure_future(one.serve()) for one in left]
             await until(lambda: service.aside.num_waiting == len(left) - NUM_ASIDE)
             size = len(left[0].text)

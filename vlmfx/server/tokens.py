@@ -36,13 +36,17 @@ async def detokenize(service: Service, request: Request) -> Response:
         return detokenize_request(body, service.processor.vocab_size)
 
     ids = await service.read_json(request, read)
-    decode = partial(service.processor.tokenizer.decode, ids, skip_special_tokens=False)
-    return await reply(lambda: {"prompt": decode()}, service.pool_aside(call_of(request.scope), False))
+    replying = reply(partial(_detokenized, service, ids), service.pool_aside(call_of(request.scope), False))
+    return await service.wanted(request, replying)
 
 
 def _tokenized(service: Service, asked: TokenizeRequest, call: Call) -> dict[str, Any]:
     with service.charged_to(call):
         return _counted(service, asked, service.with_images(call, asked.prompt))
+
+
+def _detokenized(service: Service, ids: list[int]) -> dict[str, Any]:
+    return {"prompt": service.processor.tokenizer.decode(ids, skip_special_tokens=False)}
 
 
 def _counted(service: Service, asked: TokenizeRequest, prompt: dict[str, Any]) -> dict[str, Any]:
