@@ -45,7 +45,7 @@ async def listening(max_connections: int = 1024, header_timeout_s: float = 0.2) 
             assert time.monotonic() < end
             await asyncio.sleep(0.01)
     finally:
-        for left in list(state.connections):  # where the test fails: a task that waits for one to be read cannot be cancelled
+        for left in list(state.connections):  # of a test that fails: no task that waits for a reader can be cancelled
             left.transport.abort()
         server.close()
 

@@ -44,7 +44,7 @@ def test_the_time_of_a_request_begins_when_it_comes(monkeypatch):
 def busy(service, gate):
     """No thread is free before the gate opens."""
     for _ in range(NUM_WORKING):
-        service.working.submit(gate.wait, 30)
+        service.working.submit(gate.wait)
 
 
 def test_a_body_that_waits_to_be_parsed_has_no_more_time():
@@ -72,7 +72,8 @@ def test_an_answer_that_waits_to_be_written_has_no_more_time():
 
 
 @pytest.mark.parametrize(
-    ("path", "body"), [("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]}), ("/v1/images", {"url": PICTURE_URL})]
+    ("path", "body"),
+    [("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]}), ("/v1/images", {"url": PICTURE_URL})],
 )
 def test_what_needs_no_engine_has_no_more_time(monkeypatch, path, body):
     gate = threading.Event()

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.server.harness import CHAT, DEMO, asks, client_of, run, serving, tiny
+from tests.server.harness import CHAT, DEMO, EMBEDDINGS, asks, client_of, refused, run, serving, tiny
 from tests.server.test_stream import Connection
 from vlmfx.errors import InvalidRequest
-from vlmfx.server import images, tokens
+from vlmfx.server import embeddings, generation, images, tokens, urls
+from vlmfx.server import service as service_module
 from vlmfx.server.app import create_app
 from vlmfx.server.service import NUM_ASIDE, NUM_FETCHING, NUM_WORKING, SMALL
 
@@ -109,6 +110,27 @@ def test_bodies_that_wait_to_be_parsed_have_a_bound_and_are_dropped_with_their_c
             assert service.bodies.num_held == 0
 
         run(work)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/tokenize", EMBEDDINGS, "/v1/score"])
+def test_what_a_long_body_names_is_looked_for_by_no_thread_that_all_others_wait_for(monkeypatch, path):
+    threads = []
+
+    def names_urls(prompt):
+        threads.append(threading.current_thread().name)
+        return urls.names_urls(prompt)
+
+    for module in (generation, tokens, embeddings, service_module):
+        monkeypatch.setattr(module, "names_urls", names_urls, raising=False)
+    body = asks("x " * SMALL)
+    if path == "/v1/score":
+        body = {"text_1": "x", "text_2": "x " * SMALL}
+    with serving(tiny(), {"task": "embed"} if path in (EMBEDDINGS, "/v1/score") else None) as made:
+        if path in ("/tokenize", EMBEDDINGS):
+            body = {"messages": body["messages"]}
+        refused(made, path, body)  # too long, but that is not known before
+    assert threads
+    assert set(threads) == {"vlmfx-serve"}
 
 
 def test_a_fetch_whose_client_left_is_not_begun(monkeypatch):

@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from vlmfx.errors import EngineFull, InvalidRequest
-from vlmfx.server.service import names_urls
+from vlmfx.server.urls import names_urls
 from vlmfx.server.workers import Workers
 
 

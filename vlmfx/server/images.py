@@ -17,7 +17,8 @@ from vlmfx.server.errors import HttpError
 from vlmfx.server.image_parts import stored
 from vlmfx.server.image_store import ENTRY_BYTES, StoredImage
 from vlmfx.server.replies import json_reply, reply
-from vlmfx.server.service import Service, is_fetched
+from vlmfx.server.service import Service
+from vlmfx.server.urls import is_fetched
 
 TYPES = ("application/json", "image/")
 
@@ -32,8 +33,8 @@ async def put(service: Service, request: Request) -> Response:
     call = call_of(request.scope)
     given = await service.parsed(request, body, _url) if is_json else body
     make = partial(_kept, service, call, given)
-    pool = service.pool_aside(call, isinstance(given, str) and is_fetched(given))
-    return await service.wanted(request, reply(lambda: _described(service, make()), pool))
+    call.fetches = isinstance(given, str) and is_fetched(given)
+    return await service.wanted(request, reply(lambda: _described(service, make()), service.pool_aside(call)))
 
 
 async def get(service: Service, request: Request) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -40,7 +39,6 @@ SMALL = 32 * 1024  # bytes of a body that are parsed at once: another thread wou
 NUM_WORKING = 8
 NUM_ASIDE = 2
 NUM_FETCHING = 64  # they wait for hosts most of the time
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
 T = TypeVar("T")
 
 
@@ -144,7 +142,7 @@ class Service:
             for request in made:
                 if explicit is not None:
                     self._check_room(explicit, request)
-            self.metrics.prepared(time.perf_counter() - start, fetches=any(map(names_urls, prompts)))
+            self.metrics.prepared(time.perf_counter() - start, fetches=call.fetches)
             return made
 
         return make
@@ -174,12 +172,12 @@ class Service:
         wants_all: bool = True,
     ) -> AsyncGenerator[list[Event], None]:
         """As `AsyncEngine.events`."""
-        pool = call.pool(self.fetching if any(map(names_urls, prompts)) else self.working)
+        pool = call.pool(self.fetching if call.fetches else self.working)
         return self.engine.events(make, len(prompts), pool, deadline=self.deadline(call), wants_all=wants_all)
 
-    def pool_aside(self, call: Call, fetches: bool) -> Executor:
+    def pool_aside(self, call: Call) -> Executor:
         """The threads for what needs no engine, by whether it may fetch from elsewhere."""
-        return call.pool(self.fetching if fetches else self.aside)
+        return call.pool(self.fetching if call.fetches else self.aside)
 
     async def outputs(
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], call: Call
@@ -236,24 +234,3 @@ def _keep_apart(options: dict[str, Any], call: Call) -> None:
         message = f"it is {priority}, which would go before the requests of others; use 0, or more to go behind."
         raise InvalidRequest("priority", message, found=priority, expected=0)
     options["salt"] = f"{call.owner.hex()} {options.get('salt', '')}"
-
-
-def names_urls(prompt: dict[str, Any]) -> bool:
-    """Whether some part of a prompt's messages may have to be fetched from elsewhere."""
-    messages = prompt.get("messages")
-    rest = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
-    parts: list[Any] = [part for content in rest if isinstance(content, list) for part in content]
-    while parts:
-        value = parts.pop()
-        if isinstance(value, dict):
-            parts += [item for key, item in value.items() if key not in ("text", "type")]
-        elif isinstance(value, list):
-            parts += value
-        elif isinstance(value, str) and URL.match(value) and is_fetched(value):
-            return True
-    return False
-
-
-def is_fetched(url: str) -> bool:
-    """Whether what a URL names is elsewhere, and not in itself."""
-    return url[:5].lower() != "data:"

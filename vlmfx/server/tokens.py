@@ -12,20 +12,24 @@ from vlmfx.openai.tokens import TokenizeRequest, detokenize_request, tokenize_re
 from vlmfx.processing.prompt import check_text, plan
 from vlmfx.server.calls import Call, call_of
 from vlmfx.server.replies import reply
-from vlmfx.server.service import Service, names_urls
+from vlmfx.server.service import Service
+from vlmfx.server.urls import names_urls
 
 
 async def tokenize(service: Service, request: Request) -> Response:
     """The ids of a text or a chat, as the model would be given them. Raises InvalidRequest."""
 
+    call = call_of(request.scope)
+
     def read(body: Any) -> TokenizeRequest:
         service.check(body, "/tokenize", None)
-        return tokenize_request(body)
+        asked = tokenize_request(body)
+        call.fetches = names_urls(asked.prompt)
+        return asked
 
     asked = await service.read_json(request, read)
-    call = call_of(request.scope)
     made = partial(_tokenized, service, asked, call)
-    return await service.wanted(request, reply(made, service.pool_aside(call, names_urls(asked.prompt))))
+    return await service.wanted(request, reply(made, service.pool_aside(call)))
 
 
 async def detokenize(service: Service, request: Request) -> Response:
@@ -36,7 +40,7 @@ async def detokenize(service: Service, request: Request) -> Response:
         return detokenize_request(body, service.processor.vocab_size)
 
     ids = await service.read_json(request, read)
-    replying = reply(partial(_detokenized, service, ids), service.pool_aside(call_of(request.scope), False))
+    replying = reply(partial(_detokenized, service, ids), service.pool_aside(call_of(request.scope)))
     return await service.wanted(request, replying)
 
 
