@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from vlmfx.errors import EngineFull
 from vlmfx.server.errors import told
 
+GOODBYE_S = 5.0  # for a refusal to be read: TLS would wait far longer for the client to end its side, too
 SPARE_FILES = 512  # what a process has open beside its connections: the model's files, those of media that are fetched
 
 
@@ -67,6 +68,7 @@ class Connection(H11Protocol):
         for event in (start, h11.Data(data=text), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+        self._timer = self.loop.call_later(GOODBYE_S, self.transport.abort)
 
 
 def allow_files(num_connections: int) -> None:
