@@ -49,7 +49,31 @@ def removing() -> tokenizers.Tokenizer:
     return backend
 
 
-OWN = (with_blanks, metaspace_bpe, dropping, removing)
+def of_underscores() -> tokenizers.Tokenizer:
+    """Blanks become underscores, of which one token is made."""
+    names = [*(f"<0x{byte:02X}>" for byte in range(256)), *("_" * 2**i for i in range(5))]
+    merges = [("_" * 2**i, "_" * 2**i) for i in range(4)]
+    backend = tokenizers.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="_", prepend_scheme="never", split=False)
+    return backend
+
+
+def stripping() -> tokenizers.Tokenizer:
+    """A token that takes blanks with it also where another text becomes it."""
+    backend = byte_level()
+    backend.normalizer = normalizers.Replace("AA", "<x>")
+    backend.add_tokens([AddedToken("<x>", rstrip=True, normalized=True)])
+    return backend
+
+
+def shortening() -> tokenizers.Tokenizer:
+    """An expression that drops text of any length."""
+    backend = byte_level()
+    backend.normalizer = normalizers.Replace(tokenizers.Regex(r"<think>[\s\S]*?</think>"), "")
+    return backend
+
+
+OWN = (with_blanks, metaspace_bpe, dropping, removing, of_underscores, stripping, shortening)
 TOKENIZERS = {
     **{name: Tokenizer.load(COMMITTED / "models" / name) for name in MODELS},
     **{make.__name__: Tokenizer(make()) for make in OWN},
@@ -73,7 +97,7 @@ MORE = [
 @st.composite
 def texts(draw: st.DrawFn, tokenizer: Tokenizer) -> str:
     """Of this tokenizer's longest tokens, of what is hard for any, and of anything."""
-    longest = sorted((t for t in tokenizer.backend.get_vocab() if len(t) > 1), key=len)[-12:]
+    longest = sorted((t for t in tokenizer.backend.get_vocab() if len(t) > 1), key=lambda t: (len(t), t))[-12:]
     decoded = [tokenizer.decode([i], skip_special_tokens=False) for t in longest if (i := tokenizer.token_to_id(t))]
     piece = st.sampled_from([*decoded, *longest, *FRAGMENTS, *MORE]) | st.text(
         st.characters(exclude_categories=["Cs"]), max_size=6
@@ -108,6 +132,17 @@ def test_texts_that_few_tokens_stand_for(text):
     tokenizer = TOKENIZERS["with_blanks"]
     number = len(tokenizer.encode(text, add_special_tokens=False))
     assert tokenizer.least_tokens(text, number) <= number
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("of_underscores", " " * 4000), ("stripping", "AA" + " \u3000\n" * 4000),
+     ("shortening", "<think>" + "abc " * 50_000 + "</think>ok")],
+)  # fmt: skip
+def test_texts_that_few_tokens_stand_for_by_what_is_done_to_them_first(name, text):
+    tokenizer = TOKENIZERS[name]
+    number = len(tokenizer.encode(text, add_special_tokens=False))
+    assert tokenizer._bound.least(text, len(text)) <= number
 
 
 @pytest.mark.parametrize("name", [*MODELS, "with_blanks"])

@@ -17,15 +17,18 @@ def has_ipv6() -> bool:
         return probe.connect_ex(("::1", 9)) == errno.ECONNREFUSED
 
 
-def bound(**options) -> tuple[list[str], set[int]]:
-    """The URLs, and the ports, of options."""
+BOTH = ("127.0.0.1", "::1")
+
+
+def bound(*reached, **options) -> tuple[list[str], set[int]]:
+    """The URLs, and the ports, of options, by which these addresses are reached."""
     made = ServerOptions(names=("m",), **{"port": 0, **options})
     listeners = bind(made)
     try:
         for listener in listeners:
             listener.listen()
-            host = "::1" if listener.family == socket.AF_INET6 else "127.0.0.1"
-            socket.create_connection((host, listener.getsockname()[1]), 5).close()
+        for host in reached:
+            socket.create_connection((host, listeners[0].getsockname()[1]), 5).close()
         return [url_of(made, listener) for listener in listeners], {one.getsockname()[1] for one in listeners}
     finally:
         for listener in listeners:
@@ -33,13 +36,20 @@ def bound(**options) -> tuple[list[str], set[int]]:
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
-def test_every_address_is_of_both_kinds():
-    urls, (port,) = bound()
+@pytest.mark.parametrize("options", [{}, {"host": ""}])
+def test_every_address_is_of_both_kinds(options):
+    urls, (port,) = bound(*BOTH, **options)
     assert urls == [f"http://0.0.0.0:{port}", f"http://[::]:{port}"]
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_every_address_of_ipv6_is_every_one_of_ipv4_too():
+    urls, (port,) = bound(*BOTH, host="::")
+    assert urls == [f"http://[::]:{port}"]
+
+
 def test_one_address_is_that_one_alone():
-    urls, (port,) = bound(host="127.0.0.1", root_path="/p")
+    urls, (port,) = bound("127.0.0.1", host="127.0.0.1", root_path="/p")
     assert urls == [f"http://127.0.0.1:{port}/p"]
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import shutil
+import socket
+import ssl
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +19,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from tests.server.harness import run
+from vlmfx.server import connections
 from vlmfx.server.connections import SPARE_FILES, Connection, allow_files
 
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -32,12 +37,14 @@ async def app(scope, receive, send):
 
 
 @asynccontextmanager
-async def listening(max_connections: int = 1024, header_timeout_s: float = 0.2) -> AsyncIterator[int]:
+async def listening(
+    max_connections: int = 1024, header_timeout_s: float = 0.2, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     """The port of a server of Connections; in the end none is left."""
     config, state = uvicorn.Config(app, lifespan="off", ws="none", log_config=None), ServerState()
     config.load()
     made = partial(Connection, config, state, {}, max_connections=max_connections, header_timeout_s=header_timeout_s)
-    server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
         end = time.monotonic() + 5
@@ -45,6 +52,8 @@ async def listening(max_connections: int = 1024, header_timeout_s: float = 0.2) 
             assert time.monotonic() < end
             await asyncio.sleep(0.01)
     finally:
+        for left in list(state.connections):  # of a test that fails: no task that waits for a reader can be cancelled
+            left.transport.abort()
         server.close()
 
 
@@ -108,6 +117,19 @@ def test_an_answer_that_nobody_reads_is_dropped(path):
     run(work)
 
 
+def test_an_answer_that_nobody_reads_is_dropped_though_another_waits_behind_it():
+    """The second cannot begin before some of the first is read, and is none that is being made."""
+
+    async def work():
+        async with listening() as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+            writer.write(ASK.replace(b"/ ", b"/large ") * 2)
+            await asyncio.sleep(0.1)
+        writer.close()
+
+    run(work)
+
+
 def test_an_answer_that_is_read_slowly_is_sent():
     async def work():
         async with listening() as port:
@@ -141,6 +163,35 @@ def test_more_connections_than_may_be_are_told_so():
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(ASK)
             assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+
+    run(work)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not on this machine")
+def test_a_refusal_over_tls_waits_for_no_client_to_end_its_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "GOODBYE_S", 0.2)
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=tmp_path / "cert")
+    theirs.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+
+    def refused(port: int) -> None:
+        encrypted = ours.wrap_socket(socket.create_connection(("127.0.0.1", port), 20), server_hostname="localhost")
+        text = b""
+        while part := encrypted.recv(65536):
+            text += part
+        assert text.startswith(b"HTTP/1.1 503 ")
+        with socket.socket(fileno=encrypted.detach()) as bare:  # TLS has ended, of their side
+            bare.settimeout(20)
+            with suppress(ConnectionError):
+                assert bare.recv(1) == b""
+
+    async def work():
+        async with listening(max_connections=1, header_timeout_s=0, tls=theirs) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=ours, server_hostname="localhost")
+            await asyncio.to_thread(refused, port)
             writer.close()
 
     run(work)

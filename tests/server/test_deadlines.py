@@ -10,8 +10,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.server.harness import CHAT, PICTURE_URL, asks, refused, request, serving, tiny
+from tests.server.harness import CHAT, EMBEDDINGS, PICTURE_URL, asks, refused, request, serving, tiny
 from vlmfx.server import images, tokens
+from vlmfx.server.service import NUM_WORKING, SMALL
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -40,11 +41,44 @@ def test_the_time_of_a_request_begins_when_it_comes(monkeypatch):
         assert request(service, "POST", CHAT, content=slow(), headers=headers).status_code == 504
 
 
-@pytest.mark.parametrize("path", ["/tokenize", "/v1/images"])
-def test_what_needs_no_engine_has_no_more_time(monkeypatch, path):
+def busy(service, gate):
+    """No thread is free before the gate opens."""
+    for _ in range(NUM_WORKING):
+        service.working.submit(gate.wait)
+
+
+def test_a_body_that_waits_to_be_parsed_has_no_more_time():
     gate = threading.Event()
     with ExitStack() as stack, serving(tiny(), request_timeout_s=0.3) as service:
         stack.callback(gate.set)
-        for module, name in ((images, "_kept"), (tokens, "_tokenized")):
+        busy(service, gate)
+        assert refused(service, CHAT, asks("x" * 2 * SMALL, max_tokens=1), 504)
+        assert service.working.num_waiting == 0
+
+
+def test_an_answer_that_waits_to_be_written_has_no_more_time():
+    gate = threading.Event()
+    with ExitStack() as stack, serving(tiny(), {"task": "embed"}, request_timeout_s=3) as service:
+        stack.callback(gate.set)
+        make = service.engine.make
+
+        def made(*given, **more):
+            busy(service, gate)
+            return make(*given, **more)
+
+        service.engine.make = made
+        assert refused(service, EMBEDDINGS, {"input": "x"}, 504)
+        assert service.working.num_waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]}), ("/v1/images", {"url": PICTURE_URL})],
+)
+def test_what_needs_no_engine_has_no_more_time(monkeypatch, path, body):
+    gate = threading.Event()
+    with ExitStack() as stack, serving(tiny(), request_timeout_s=0.3) as service:
+        stack.callback(gate.set)
+        for module, name in ((images, "_kept"), (tokens, "_tokenized"), (tokens, "_detokenized")):
             monkeypatch.setattr(module, name, lambda *given: gate.wait(20))
-        assert refused(service, path, {"url": PICTURE_URL} if path == "/v1/images" else {"prompt": "x"}, 504)
+        assert refused(service, path, body, 504)

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.server.harness import CHAT, DEMO, asks, client_of, run, serving, tiny
+from tests.server.harness import CHAT, DEMO, EMBEDDINGS, asks, client_of, refused, run, serving, tiny
 from tests.server.test_stream import Connection
 from vlmfx.errors import InvalidRequest
-from vlmfx.server import images, tokens
+from vlmfx.server import embeddings, generation, images, tokens, urls
+from vlmfx.server import service as service_module
 from vlmfx.server.app import create_app
-from vlmfx.server.service import NUM_ASIDE, NUM_FETCHING
+from vlmfx.server.service import NUM_ASIDE, NUM_FETCHING, NUM_WORKING, SMALL
 
 MAX_WAITING = 3
+PICTURE: dict[str, Any] = {"content": DEMO.read_bytes(), "headers": {"content-type": "image/png"}}
 
 
 @pytest.fixture
@@ -26,14 +28,16 @@ def service():
         assert made.bodies.num_held == 0
 
 
-@pytest.mark.parametrize("what", ["images", "tokenize"])
-def test_what_needs_no_engine_holds_up_no_prompt_and_has_a_bound(service, monkeypatch, what):
+@pytest.mark.parametrize(
+    ("module", "name", "path", "options"),
+    [(images, "_kept", "/v1/images", PICTURE), (tokens, "_tokenized", "/tokenize", {"json": {"prompt": "Hello"}}),
+     (tokens, "_detokenized", "/detokenize", {"json": {"tokens": [1, 2]}})],
+    ids=["images", "tokenize", "detokenize"],
+)  # fmt: skip
+def test_what_needs_no_engine_holds_up_no_prompt_and_has_a_bound(service, monkeypatch, module, name, path, options):
     gate = threading.Event()
-    module, name = (images, "_kept") if what == "images" else (tokens, "_tokenized")
     true = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *given: gate.wait(30) and true(*given))
-    picture: dict[str, Any] = {"content": DEMO.read_bytes(), "headers": {"content-type": "image/png"}}
-    path, options = ("/v1/images", picture) if what == "images" else ("/tokenize", {"json": {"prompt": "Hello"}})
 
     async def work():
         with ExitStack() as stack:
@@ -57,21 +61,19 @@ async def until(is_so) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_what_a_client_that_left_sent_counts_as_held_until_no_thread_works_for_it(monkeypatch):
-    gate, begun = threading.Event(), threading.Event()
-    true = tokens._tokenized
-
-    def tokenized(*given):
-        begun.set()
-        return gate.wait(30) and true(*given)
-
-    monkeypatch.setattr(tokens, "_tokenized", tokenized)
+@pytest.mark.parametrize(
+    ("name", "path", "body"),
+    [("_tokenized", "/tokenize", {"prompt": "x" * 1000}), ("_detokenized", "/detokenize", {"tokens": [1] * 1000})],
+)
+def test_what_a_client_that_left_sent_counts_as_held_until_no_thread_works_for_it(monkeypatch, name, path, body):
+    gate = threading.Event()
+    monkeypatch.setattr(tokens, name, lambda *given: gate.wait(30) and {})
     with ExitStack() as stack, serving(tiny(), max_waiting=100) as service:
         stack.callback(gate.set)
 
         async def work():
             app = create_app(service)
-            left = [Connection(app, {"prompt": "x" * 1000}, "/tokenize") for _ in range(50)]
+            left = [Connection(app, body, path) for _ in range(50)]
             tasks = [asyncio.ensure_future(one.serve()) for one in left]
             await until(lambda: service.aside.num_waiting == len(left) - NUM_ASIDE)
             size = len(left[0].text)
@@ -85,6 +87,50 @@ def test_what_a_client_that_left_sent_counts_as_held_until_no_thread_works_for_i
             await until(lambda: service.bodies.num_held == 0)
 
         run(work)
+
+
+def test_bodies_that_wait_to_be_parsed_have_a_bound_and_are_dropped_with_their_clients(service):
+    gate, most = threading.Event(), MAX_WAITING + service.engine.engine.limits.max_num_seqs + NUM_WORKING
+    with ExitStack() as stack:
+        stack.callback(gate.set)
+        for _ in range(NUM_WORKING):
+            service.working.submit(gate.wait, 30)
+
+        async def work():
+            app = create_app(service)
+            asked = [Connection(app, asks("x" * 2 * SMALL)) for _ in range(most + 5)]
+            tasks = [asyncio.ensure_future(one.serve()) for one in asked]
+            await until(lambda: sum(one.came.is_set() for one in asked) == 5)
+            assert all("wait already" in one.text_sent for one in asked if one.came.is_set())
+            assert service.working.num_waiting == most
+            for one in asked:
+                one.gone.set()
+            await asyncio.gather(*tasks)
+            assert service.working.num_waiting == 0
+            assert service.bodies.num_held == 0
+
+        run(work)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/tokenize", EMBEDDINGS, "/v1/score"])
+def test_what_a_long_body_names_is_looked_for_by_no_thread_that_all_others_wait_for(monkeypatch, path):
+    threads = []
+
+    def names_urls(prompt):
+        threads.append(threading.current_thread().name)
+        return urls.names_urls(prompt)
+
+    for module in (generation, tokens, embeddings, service_module):
+        monkeypatch.setattr(module, "names_urls", names_urls, raising=False)
+    body = asks("x " * SMALL)
+    if path == "/v1/score":
+        body = {"text_1": "x", "text_2": "x " * SMALL}
+    with serving(tiny(), {"task": "embed"} if path in (EMBEDDINGS, "/v1/score") else None) as made:
+        if path in ("/tokenize", EMBEDDINGS):
+            body = {"messages": body["messages"]}
+        refused(made, path, body)  # too long, but that is not known before
+    assert threads
+    assert set(threads) == {"vlmfx-serve"}
 
 
 def test_a_fetch_whose_client_left_is_not_begun(monkeypatch):

@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from vlmfx.errors import EngineFull, InvalidRequest
-from vlmfx.server.service import names_urls
+from vlmfx.server.urls import names_urls
 from vlmfx.server.workers import Workers
 
 
@@ -69,6 +69,29 @@ def test_more_than_may_wait_are_refused_and_take_no_threads():
     go.set()
     assert all(future.result(5) for future in futures)
     assert workers.submit(pow, 2, 3).result(5) == 8
+
+
+def test_threads_that_cannot_be_begun_are_done_without(monkeypatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    workers, go = Workers(2, "test"), threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(EngineFull, match="no threads"):
+            workers.submit(pow, 2, 3)
+        assert workers.num_waiting == 0
+    first = workers.submit(go.wait, 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        second = workers.submit(pow, 2, 3)  # waits for the one thread that there is
+    go.set()
+    assert first.result(30)
+    assert second.result(30) == 8
+    blocked, again = workers.submit(threading.Event().wait, 30), workers.submit(pow, 2, 3)
+    assert again.result(20) == 8  # by a second thread, now that it can be begun
+    workers.end("the test is over; ask another.")
+    assert blocked.done()
 
 
 class Held:

@@ -19,6 +19,7 @@ SLACK = 8  # tokens by which a piece may weigh more by itself than inside its te
 WIDEST = 4  # bytes of a character in UTF-8: none weighs more than 1
 NORMALIZERS = {"Sequence", "NFC", "Prepend", "Replace"}
 PRE_TOKENIZERS = {"Sequence", "ByteLevel", "Split", "Metaspace", "Digits"}
+BLANKS = sorted({byte for code in range(0x3001) if chr(code).isspace() for byte in chr(code).encode()})
 
 
 class TextBound:
@@ -30,7 +31,7 @@ class TextBound:
         added: list[AddedToken] = list(backend.get_added_tokens_decoder().values())
         # Blanks beside these are theirs, however many.
         self._stripping = [token for token in added if token.lstrip or token.rstrip]
-        self._weights = _weights(backend, [token.content for token in added])
+        self._weights = _weights(backend, added)
 
     def least(self, text: str, enough: int) -> int:
         """The least number of tokens of a text without lone surrogates; what is over `enough` is not looked for."""
@@ -61,7 +62,7 @@ def _pieces(text: str) -> Iterator[str]:
     return (text[start : start + PIECE] for start in range(0, len(text), PIECE))
 
 
-def _weights(backend: tokenizers.Tokenizer, added: list[str]) -> np.ndarray:
+def _weights(backend: tokenizers.Tokenizer, added: list[AddedToken]) -> np.ndarray:
     """(256,) float64: what each byte of a normalised text weighs; 0 where a tokenizer may pass over it."""
     model, none = backend.model, np.zeros(256)
     before, splits = _parts(backend.normalizer), _parts(backend.pre_tokenizer)
@@ -69,7 +70,9 @@ def _weights(backend: tokenizers.Tokenizer, added: list[str]) -> np.ndarray:
         return none
     if {part["type"] for part in before} - NORMALIZERS or {part["type"] for part in splits} - PRE_TOKENIZERS:
         return none
-    if any(part.get("behavior") == "Removed" for part in splits):
+    if any(part.get("behavior") == "Removed" or part.get("replacement", "▁") != "▁" for part in splits):
+        return none
+    if any("Regex" in part.get("pattern", {}) for part in before):  # which may take any amount of text together
         return none
     vocabulary = backend.get_vocab(with_added_tokens=False)
     is_byte_level = any(part["type"] == "ByteLevel" for part in splits)
@@ -78,8 +81,9 @@ def _weights(backend: tokenizers.Tokenizer, added: list[str]) -> np.ndarray:
     if not is_byte_level and not (model.byte_fallback and names.keys() <= vocabulary.keys()):
         return none
     longest = np.zeros(256)
-    normal = [] if backend.normalizer is None else [backend.normalizer.normalize_str(content) for content in added]
-    texts = [content.encode() for content in (*added, *normal)]
+    contents = [token.content for token in added]
+    normal = [] if backend.normalizer is None else [backend.normalizer.normalize_str(content) for content in contents]
+    texts = [content.encode() for content in (*contents, *normal)]
     for token in vocabulary:
         texts.append(bytes(map(alphabet.__getitem__, token)) if alphabet.keys() >= set(token) else token.encode())
     for text in sorted(texts, key=len):
@@ -88,6 +92,8 @@ def _weights(backend: tokenizers.Tokenizer, added: list[str]) -> np.ndarray:
         longest[ord(" ")] = longest[[*b" ", *"▁".encode()]].max()
     is_known = np.zeros(256, bool)
     is_known[[byte for name, byte in names.items() if name in vocabulary]] = True
+    if before and any(token.normalized and (token.lstrip or token.rstrip) for token in added):
+        is_known[BLANKS] = False  # such a token may be written in other ways, and takes the blanks beside these, too
     return np.where(is_known, 1 / np.maximum(longest, WIDEST), 0.0)
 
 

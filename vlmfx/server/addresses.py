@@ -35,12 +35,13 @@ def _bound_file(path: str) -> socket.socket:
 
 def _bound(host: str | None, port: int) -> list[socket.socket]:
     """Every address of a host, or of the machine, at one port. Those that are not to be had (no IPv6) are left out, but not all."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listeners: list[socket.socket] = []
     absent: OSError | None = None
     for family, kind, proto, _, address in sorted(dict.fromkeys(found)):  # IPv4 first
         try:
-            listeners.append(_bound_to(family, kind, proto, (address[0], port, *address[2:])))
+            is_alone = not listeners or listeners[0].family != socket.AF_INET
+            listeners.append(_bound_to(family, kind, proto, (address[0], port, *address[2:]), takes_both=is_alone))
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 for listener in listeners:
@@ -55,12 +56,13 @@ def _bound(host: str | None, port: int) -> list[socket.socket]:
     return listeners
 
 
-def _bound_to(family: int, kind: int, proto: int, address: Any) -> socket.socket:
+def _bound_to(family: int, kind: int, proto: int, address: Any, takes_both: bool) -> socket.socket:
+    """takes_both: one of IPv6 for all addresses takes IPv4, too, as no other does."""
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not takes_both))
         listener.bind(address)
     except BaseException:
         listener.close()

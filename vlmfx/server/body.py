@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 from fastapi import Request
@@ -17,8 +16,6 @@ from vlmfx.server.errors import ClientGone, HttpError
 
 MAX_ITEMS = 1_000_000  # of all lists and objects of a body, which take up to 100 times its bytes of memory
 MAX_DEPTH = 100
-T = TypeVar("T")
-SMALL = 32 * 1024  # bytes that are parsed at once: another thread would cost more than it saves
 
 
 class Bodies:
@@ -109,18 +106,6 @@ class Bodies:
     def _too_large(self) -> HttpError:
         message = f"the body has more than the {self.most} bytes that are taken; send less, or the URLs of images."
         return HttpError(413, message, code="request_too_large", headers={"Connection": "close"})
-
-
-async def read_json(request: Request, bodies: Bodies, pool: Executor, read: Callable[[Any], T]) -> T:
-    """read(what the body of a request says), in a thread where it is not small. Raises as `Bodies.read` and read do, and InvalidRequest."""
-    return await parsed_in(call_of(request.scope).pool(pool), await bodies.read(request), read)
-
-
-async def parsed_in(pool: Executor, text: bytes, read: Callable[[Any], T]) -> T:
-    """read(what a JSON text says), in a thread where it is not small. Raises as read does, and InvalidRequest."""
-    if len(text) <= SMALL:
-        return read(parsed(text))
-    return await asyncio.get_running_loop().run_in_executor(pool, lambda: read(parsed(text)))
 
 
 def parsed(text: bytes) -> Any:

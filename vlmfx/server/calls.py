@@ -24,7 +24,7 @@ KEY = "vlmfx.call"  # in a scope
 class Call:
     """route: the path that is served, of which there are few, where `path` may be anything. status 499, nginx's number, says that the
     client went away; error names what went wrong, which a stream's status does not tell. owner: a digest of its API key, empty where
-    there are none."""
+    there are none. fetches: whether something that it names may have to be fetched from elsewhere."""
 
     id: str
     method: str
@@ -39,6 +39,7 @@ class Call:
     num_answer: int = 0
     error: str | None = None
     owner: bytes = b""
+    fetches: bool = False
     is_over: bool = False
     _at_end: list[Callable[[Call], None]] = field(default_factory=list)
     _num_working: int = 0

@@ -12,19 +12,19 @@ from vlmfx.engine.embedding import score_of
 from vlmfx.openai.requests import EmbeddingRequest, embedding_request
 from vlmfx.openai.responses import embedding_response
 from vlmfx.openai.scores import ScoreRequest, score_request, score_response
-from vlmfx.server.body import read_json
-from vlmfx.server.calls import call_of
+from vlmfx.server.calls import Call, call_of
 from vlmfx.server.replies import reply
 from vlmfx.server.service import Service
 from vlmfx.server.stream import unless_gone
+from vlmfx.server.urls import names_urls
 
 EMBEDDINGS, SCORE = "/v1/embeddings", "/v1/score"
 
 
 async def embed(service: Service, request: Request) -> Response:
     """The vectors of a body's prompts. Raises InvalidRequest and what `AsyncEngine.events` raises."""
-    body, asked = await read_json(request, service.bodies, service.working, partial(_embedding, service))
     call = call_of(request.scope)
+    body, asked = await service.read_json(request, partial(_embedding, service, call))
     make = service.maker(call, body, asked.prompts, pools=True, dimensions=asked.dimensions)
     outputs = await unless_gone(request.receive, service.outputs(make, asked.prompts, call))
     assert outputs is not None
@@ -36,13 +36,13 @@ async def embed(service: Service, request: Request) -> Response:
         is_base64=asked.is_base64,
         id=f"embd-{call.id}",
     )
-    return await reply(write, call.pool(service.working))
+    return await service.wanted(request, reply(write, call.pool(service.working)))
 
 
 async def score(service: Service, request: Request) -> Response:
     """The cosine of each pair of a body's prompts. Raises as `embed`."""
-    body, asked = await read_json(request, service.bodies, service.working, partial(_score, service))
     call = call_of(request.scope)
+    body, asked = await service.read_json(request, partial(_score, service, call))
     prompts = [*asked.first, *asked.second]
     make = service.maker(call, body, prompts, pools=True)
     outputs = await unless_gone(request.receive, service.outputs(make, prompts, call))
@@ -54,14 +54,18 @@ async def score(service: Service, request: Request) -> Response:
         scores = [score_of(a, b) for a, b in zip(first, second, strict=True)]
         return score_response(scores, call.num_prompt, service.name, int(time.time()), id=f"score-{call.id}")
 
-    return await reply(write, call.pool(service.working))
+    return await service.wanted(request, reply(write, call.pool(service.working)))
 
 
-def _embedding(service: Service, body: Any) -> tuple[dict[str, Any], EmbeddingRequest]:
+def _embedding(service: Service, call: Call, body: Any) -> tuple[dict[str, Any], EmbeddingRequest]:
     service.check(body, EMBEDDINGS, "embed")
-    return body, embedding_request(body)
+    asked = embedding_request(body)
+    call.fetches = any(map(names_urls, asked.prompts))
+    return body, asked
 
 
-def _score(service: Service, body: Any) -> tuple[dict[str, Any], ScoreRequest]:
+def _score(service: Service, call: Call, body: Any) -> tuple[dict[str, Any], ScoreRequest]:
     service.check(body, SCORE, "embed")
-    return body, score_request(body)
+    asked = score_request(body)
+    call.fetches = any(map(names_urls, [*asked.first, *asked.second]))
+    return body, asked

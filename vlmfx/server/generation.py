@@ -16,12 +16,12 @@ from vlmfx.engine.sequence import Request as EngineRequest
 from vlmfx.openai.chunks import Chunks, StreamForm, stream_form
 from vlmfx.openai.requests import Form, chat_request, completion_request, form_of
 from vlmfx.openai.responses import chat_response, completion_response
-from vlmfx.server.body import read_json
 from vlmfx.server.calls import Call, call_of
 from vlmfx.server.errors import error_kind, told
 from vlmfx.server.replies import reply
 from vlmfx.server.service import Service
 from vlmfx.server.stream import DONE, Begun, EventStream, event, unless_gone
+from vlmfx.server.urls import names_urls
 
 PATH = {True: "/v1/chat/completions", False: "/v1/completions"}  # by whether it is a chat
 PATIENCE_S = 10.0  # a stream begins after so long at the latest; an error before that still has its own status
@@ -41,9 +41,8 @@ class Asked:
 
 async def generate(service: Service, is_chat: bool, request: Request) -> Response:
     """The answer to a chat or to the prompts of a completion. Raises InvalidRequest and what `AsyncEngine.events` raises."""
-    read = partial(_asked, service, is_chat)
-    asked = await read_json(request, service.bodies, service.working, read)
     call = call_of(request.scope)
+    asked = await service.read_json(request, partial(_asked, service, call, is_chat))
     make = service.maker(call, asked.body, asked.prompts, asked.params)
     id, created = f"{'chatcmpl' if is_chat else 'cmpl'}-{call.id}", int(time.time())
     if asked.stream is not None:
@@ -61,16 +60,19 @@ async def generate(service: Service, is_chat: bool, request: Request) -> Respons
 
     size = call.num_answer * (1 if asked.params.logprobs is None else 10 + 10 * asked.form.num_top)
     size += call.num_prompt * 10 if asked.params.prompt_logprobs is not None else 0
-    return await reply(body, call.pool(service.working) if size > MANY else None)
+    if size <= MANY:
+        return await reply(body, None)
+    return await service.wanted(request, reply(body, call.pool(service.working)))
 
 
-def _asked(service: Service, is_chat: bool, body: Any) -> Asked:
+def _asked(service: Service, call: Call, is_chat: bool, body: Any) -> Asked:
     service.check(body, PATH[is_chat], "generate")
     if is_chat:
         prompt, params = chat_request(body)
         prompts = [prompt]
     else:
         prompts, params = completion_request(body)
+    call.fetches = any(map(names_urls, prompts))
     return Asked(body=body, prompts=prompts, params=params, form=form_of(body, params), stream=stream_form(body))
 
 

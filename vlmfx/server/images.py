@@ -7,20 +7,18 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from vlmfx.engine.deadline import in_time
 from vlmfx.engine.fields import refuse
 from vlmfx.errors import ImageNotFound, InvalidRequest, shown
 from vlmfx.openai.fields import checked
 from vlmfx.processing.images import loaded
 from vlmfx.processing.media import fetch
-from vlmfx.server.body import parsed_in
 from vlmfx.server.calls import Call, call_of
 from vlmfx.server.errors import HttpError
 from vlmfx.server.image_parts import stored
 from vlmfx.server.image_store import ENTRY_BYTES, StoredImage
 from vlmfx.server.replies import json_reply, reply
-from vlmfx.server.service import Service, is_fetched
-from vlmfx.server.stream import unless_gone
+from vlmfx.server.service import Service
+from vlmfx.server.urls import is_fetched
 
 TYPES = ("application/json", "image/")
 
@@ -33,13 +31,10 @@ async def put(service: Service, request: Request) -> Response:
     body = await service.bodies.read(request, TYPES)
     is_json = request.headers["content-type"].lower().startswith("application/json")
     call = call_of(request.scope)
-    given = await parsed_in(call.pool(service.working), body, _url) if is_json else body
+    given = await service.parsed(request, body, _url) if is_json else body
     make = partial(_kept, service, call, given)
-    pool = service.pool_aside(call, isinstance(given, str) and is_fetched(given))
-    replying = reply(lambda: _described(service, make()), pool)
-    response = await unless_gone(request.receive, in_time(replying, service.deadline(call)))
-    assert response is not None
-    return response
+    call.fetches = isinstance(given, str) and is_fetched(given)
+    return await service.wanted(request, reply(lambda: _described(service, make()), service.pool_aside(call)))
 
 
 async def get(service: Service, request: Request) -> Response:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+import fastapi
 
 from vlmfx.engine.async_engine import AsyncEngine
+from vlmfx.engine.deadline import in_time
 from vlmfx.engine.embedding import EmbeddingRequestOutput
 from vlmfx.engine.events import Event, Output
 from vlmfx.engine.request import RequestOutput, SamplingParams
@@ -21,21 +23,23 @@ from vlmfx.errors import InvalidRequest, shown
 from vlmfx.openai.fields import check_model
 from vlmfx.openai.requests import request_options
 from vlmfx.processing.prompt import Processor
-from vlmfx.server.body import Bodies
-from vlmfx.server.calls import Call
+from vlmfx.server.body import Bodies, parsed
+from vlmfx.server.calls import Call, call_of
 from vlmfx.server.charges import charged_to
 from vlmfx.server.errors import ClientGone, HttpError
 from vlmfx.server.image_parts import with_images
 from vlmfx.server.image_store import ImageStore, StoredImage
 from vlmfx.server.metrics import Metrics
 from vlmfx.server.options import ServerOptions
+from vlmfx.server.stream import unless_gone
 from vlmfx.server.workers import Workers
 
 PATIENCE_S = 0.05  # between looks for calls that have ended
+SMALL = 32 * 1024  # bytes of a body that are parsed at once: another thread would cost more than it saves
 NUM_WORKING = 8
 NUM_ASIDE = 2
 NUM_FETCHING = 64  # they wait for hosts most of the time
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +54,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     bodies: Bodies = field(init=False)
     images: ImageStore = field(init=False)
-    working: Workers = field(init=False)  # bodies, prompts, answers: the engine says how many may wait
+    working: Workers = field(init=False)  # bodies, prompts, answers
     # Neither pictures to keep and texts to count, nor hosts that answer slowly, may keep prompts waiting.
     aside: Workers = field(init=False)
     fetching: Workers = field(init=False)
@@ -61,7 +65,8 @@ class Service:
         bodies = Bodies(options.max_body_bytes, options.max_held_bytes, options.body_timeout_s)
         object.__setattr__(self, "bodies", bodies)
         object.__setattr__(self, "images", ImageStore(options.max_image_store_bytes, options.image_ttl_s))
-        object.__setattr__(self, "working", Workers(NUM_WORKING, "vlmfx-serve"))
+        most_made = options.max_waiting + self.engine.engine.limits.max_num_seqs  # the engine takes no more prompts
+        object.__setattr__(self, "working", Workers(NUM_WORKING, "vlmfx-serve", most_made + NUM_WORKING))
         object.__setattr__(self, "aside", Workers(NUM_ASIDE, "vlmfx-aside", options.max_waiting))
         object.__setattr__(self, "fetching", Workers(NUM_FETCHING, "vlmfx-fetch", options.max_waiting))
         self.metrics.watch(self.images)
@@ -76,6 +81,25 @@ class Service:
         """Tokens of the longest prompt, and with its answer where there is one."""
         most = self.processor.max_model_len
         return most if self.task == "embed" else min(most, self.engine.engine.capacity)
+
+    async def read_json(self, request: fastapi.Request, read: Callable[[Any], T]) -> T:
+        """read(what the body of a request says). Raises as `Bodies.read` and `parsed` do."""
+        return await self.parsed(request, await self.bodies.read(request), read)
+
+    async def parsed(self, request: fastapi.Request, text: bytes, read: Callable[[Any], T]) -> T:
+        """read(what a JSON text says), in a thread where it is not small. Raises as read and `wanted` do, and InvalidRequest."""
+        if len(text) <= SMALL:
+            return read(parsed(text))
+        pool = call_of(request.scope).pool(self.working)
+        work = asyncio.get_running_loop().run_in_executor(pool, lambda: read(parsed(text)))
+        return await self.wanted(request, work)
+
+    async def wanted(self, request: fastapi.Request, work: Awaitable[T]) -> T:
+        """What work for a request gives, whose body has been read; it is dropped where the client goes away and where the request's time
+        is over. Raises what work raises, ClientGone and DeadlineExceeded."""
+        found = await unless_gone(request.receive, in_time(work, self.deadline(call_of(request.scope))))
+        assert found is not None
+        return found
 
     def check(self, body: Any, path: str, task: str | None) -> None:
         """Raise for a body that is for another model, another task, or brings a template where none is taken."""
@@ -118,7 +142,7 @@ class Service:
             for request in made:
                 if explicit is not None:
                     self._check_room(explicit, request)
-            self.metrics.prepared(time.perf_counter() - start, fetches=any(map(names_urls, prompts)))
+            self.metrics.prepared(time.perf_counter() - start, fetches=call.fetches)
             return made
 
         return make
@@ -148,12 +172,12 @@ class Service:
         wants_all: bool = True,
     ) -> AsyncGenerator[list[Event], None]:
         """As `AsyncEngine.events`."""
-        pool = call.pool(self.fetching if any(map(names_urls, prompts)) else self.working)
+        pool = call.pool(self.fetching if call.fetches else self.working)
         return self.engine.events(make, len(prompts), pool, deadline=self.deadline(call), wants_all=wants_all)
 
-    def pool_aside(self, call: Call, fetches: bool) -> Executor:
+    def pool_aside(self, call: Call) -> Executor:
         """The threads for what needs no engine, by whether it may fetch from elsewhere."""
-        return call.pool(self.fetching if fetches else self.aside)
+        return call.pool(self.fetching if call.fetches else self.aside)
 
     async def outputs(
         self, make: Callable[[list[int]], list[Request]], prompts: Sequence[dict[str, Any]], call: Call
@@ -210,24 +234,3 @@ def _keep_apart(options: dict[str, Any], call: Call) -> None:
         message = f"it is {priority}, which would go before the requests of others; use 0, or more to go behind."
         raise InvalidRequest("priority", message, found=priority, expected=0)
     options["salt"] = f"{call.owner.hex()} {options.get('salt', '')}"
-
-
-def names_urls(prompt: dict[str, Any]) -> bool:
-    """Whether some part of a prompt's messages may have to be fetched from elsewhere."""
-    messages = prompt.get("messages")
-    rest = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
-    parts: list[Any] = [part for content in rest if isinstance(content, list) for part in content]
-    while parts:
-        value = parts.pop()
-        if isinstance(value, dict):
-            parts += [item for key, item in value.items() if key not in ("text", "type")]
-        elif isinstance(value, list):
-            parts += value
-        elif isinstance(value, str) and URL.match(value) and is_fetched(value):
-            return True
-    return False
-
-
-def is_fetched(url: str) -> bool:
-    """Whether what a URL names is elsewhere, and not in itself."""
-    return url[:5].lower() != "data:"

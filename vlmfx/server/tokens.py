@@ -8,30 +8,28 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from vlmfx.engine.deadline import in_time
 from vlmfx.openai.tokens import TokenizeRequest, detokenize_request, tokenize_request
 from vlmfx.processing.prompt import check_text, plan
-from vlmfx.server.body import read_json
 from vlmfx.server.calls import Call, call_of
 from vlmfx.server.replies import reply
-from vlmfx.server.service import Service, names_urls
-from vlmfx.server.stream import unless_gone
+from vlmfx.server.service import Service
+from vlmfx.server.urls import names_urls
 
 
 async def tokenize(service: Service, request: Request) -> Response:
     """The ids of a text or a chat, as the model would be given them. Raises InvalidRequest."""
 
+    call = call_of(request.scope)
+
     def read(body: Any) -> TokenizeRequest:
         service.check(body, "/tokenize", None)
-        return tokenize_request(body)
+        asked = tokenize_request(body)
+        call.fetches = names_urls(asked.prompt)
+        return asked
 
-    asked = await read_json(request, service.bodies, service.working, read)
-    call = call_of(request.scope)
+    asked = await service.read_json(request, read)
     made = partial(_tokenized, service, asked, call)
-    replying = reply(made, service.pool_aside(call, names_urls(asked.prompt)))
-    response = await unless_gone(request.receive, in_time(replying, service.deadline(call)))
-    assert response is not None
-    return response
+    return await service.wanted(request, reply(made, service.pool_aside(call)))
 
 
 async def detokenize(service: Service, request: Request) -> Response:
@@ -41,14 +39,18 @@ async def detokenize(service: Service, request: Request) -> Response:
         service.check(body, "/detokenize", None)
         return detokenize_request(body, service.processor.vocab_size)
 
-    ids = await read_json(request, service.bodies, service.working, read)
-    decode = partial(service.processor.tokenizer.decode, ids, skip_special_tokens=False)
-    return await reply(lambda: {"prompt": decode()}, service.pool_aside(call_of(request.scope), False))
+    ids = await service.read_json(request, read)
+    replying = reply(partial(_detokenized, service, ids), service.pool_aside(call_of(request.scope)))
+    return await service.wanted(request, replying)
 
 
 def _tokenized(service: Service, asked: TokenizeRequest, call: Call) -> dict[str, Any]:
     with service.charged_to(call):
         return _counted(service, asked, service.with_images(call, asked.prompt))
+
+
+def _detokenized(service: Service, ids: list[int]) -> dict[str, Any]:
+    return {"prompt": service.processor.tokenizer.decode(ids, skip_special_tokens=False)}
 
 
 def _counted(service: Service, asked: TokenizeRequest, prompt: dict[str, Any]) -> dict[str, Any]:

@@ -43,14 +43,22 @@ class Workers(Executor):
                 raise EngineFull(
                     f"{self.max_waiting} requests of this kind wait already, which is as many as may; send it again in a while."
                 )
-            self._waiting[future] = partial(fn, *args, **kwargs)
             if self._num_threads < min(num_there + 1, self.num):
-                self._num_threads += 1
-                Thread(target=self._work, name=self.name, daemon=True).start()
-            else:
-                self._changed.notify()
+                self._begin_thread()
+            self._waiting[future] = partial(fn, *args, **kwargs)
+            self._changed.notify()
         future.add_done_callback(self._forget)
         return future
+
+    def _begin_thread(self) -> None:
+        """One more; where the machine has none to give, those there are do the work. Raises EngineFull where there is none."""
+        try:
+            Thread(target=self._work, name=self.name, daemon=True).start()
+        except RuntimeError:
+            if not self._num_threads:
+                raise EngineFull("the machine has no threads left to work with; send it again in a while.") from None
+        else:
+            self._num_threads += 1
 
     def end(self, message: str) -> None:
         """Take no more, and fail all that is not done, now, by an EngineFull of this message; what threads still find is dropped."""
