@@ -219,6 +219,11 @@ class Service:
         for workers in (self.working, self.aside, self.fetching):
             workers.end(SHUT_DOWN)
 
+    def join(self, seconds: float) -> bool:
+        """Whether all threads have ended, which is waited for as long; after `close`."""
+        until = time.monotonic() + seconds
+        return all(workers.join(until) for workers in (self.working, self.aside, self.fetching))
+
     def _check_room(self, field: str, request: Request) -> None:
         limit, left = request.params.max_tokens, self.max_model_len - request.num_tokens
         if limit is not None and limit > left > 0:
