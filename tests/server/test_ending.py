@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 
@@ -34,7 +35,7 @@ def test_a_process_is_left_whose_threads_do_not_end(monkeypatch, pool, code):
 
     monkeypatch.setattr(serve, "_run", run)
     monkeypatch.setattr(serve, "ENDING_S", 0.1)
-    monkeypatch.setattr(serve.logging, "shutdown", lambda: None)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
     monkeypatch.setattr(os, "_exit", leave)
     try:
         with pytest.raises(Left) as left:
