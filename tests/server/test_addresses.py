@@ -71,6 +71,28 @@ def test_an_address_that_is_not_here_is_told(host):
         bind(ServerOptions(names=("m",), host=host, port=0))
 
 
+def test_any_port_is_one_that_is_free_at_every_address(monkeypatch):
+    """One that is free at the first address, and is taken at the second, is given up for another."""
+    true, tried = socket.socket.bind, []
+
+    def bind_to(self, address):
+        tried.append(address)
+        if len(tried) == 2:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        true(self, address)
+
+    def addresses(host, port, **options):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.1", "127.0.0.2")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+    monkeypatch.setattr(socket.socket, "bind", bind_to, raising=False)
+    listeners = bind(ServerOptions(names=("m",), host="name", port=0))
+    assert [address[0] for address in tried] == ["127.0.0.1", "127.0.0.2"] * 2
+    assert len({one.getsockname()[1] for one in listeners}) == 1
+    for one in listeners:
+        one.close()
+
+
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_a_port_that_is_taken_of_one_kind_is_in_use():
     with socket.socket(socket.AF_INET6) as taken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -13,8 +14,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from tests.server.harness import CHAT, DEMO, asks
+from tests.server.harness import CHAT, DEMO, asks, client_of, run, serving, tiny
 from tests.server.test_serve import Server, served
+from vlmfx.server import service
 
 LOCAL = ("scenes", "--port", "0", "--host", "127.0.0.1")
 
@@ -91,6 +93,30 @@ def test_a_body_that_comes_late_is_told_to_go_elsewhere(tmp_path):
         assert (status, json.loads(text)["error"]["type"]) == (503, "server_error")
         assert server.process.wait(10) == 0, server.log.read_text()
         assert "Traceback" not in server.log.read_text()
+
+
+def test_a_body_that_crawls_does_not_hold_up_the_end_for_as_long_as_answers_may(monkeypatch):
+    monkeypatch.setattr(service, "GRACE_S", 0.2)
+
+    async def crawling():
+        while True:
+            yield b" "
+            await asyncio.sleep(0.02)
+
+    with serving(tiny()) as made:
+
+        async def work():
+            async with client_of(made) as client:
+                headers = {"content-type": "application/json"}
+                sent = asyncio.ensure_future(client.post(CHAT, content=crawling(), headers=headers))
+                while not made.bodies.num_held:
+                    await asyncio.sleep(0.01)
+                await made.drain(600)
+                return await sent
+
+        response = run(work)
+    assert response.status_code == 503
+    assert "shut down" in response.json()["error"]["message"]
 
 
 def test_a_body_that_never_comes_holds_up_the_end_no_longer_than_it_may(tmp_path):

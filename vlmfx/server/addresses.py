@@ -12,16 +12,22 @@ from typing import Any
 from vlmfx.errors import InvalidRequest
 from vlmfx.server.options import ServerOptions
 
+TRIES = 8  # of any port that is free, which may be taken at the next address
+
 
 def bind(options: ServerOptions) -> list[socket.socket]:
     """A socket for each address, of IPv4 and of IPv6 where the machine has both; they do not listen yet. Raises InvalidRequest."""
     where = options.uds or f"{options.host or '*'}:{options.port}"
-    try:
-        return [_bound_file(options.uds)] if options.uds else _bound(options.host, options.port)
-    except OSError as error:
-        is_used = error.errno == errno.EADDRINUSE
-        why = "it is in use" if is_used else f"it cannot be had ({error.strerror or error})"
-        raise InvalidRequest("uds" if options.uds else "port", f"{where}: {why}; choose another.") from error
+    num_tries = 1 if options.uds or options.port else TRIES
+    while True:
+        try:
+            return [_bound_file(options.uds)] if options.uds else _bound(options.host, options.port)
+        except OSError as error:
+            is_used, num_tries = error.errno == errno.EADDRINUSE, num_tries - 1
+            if is_used and num_tries:
+                continue
+            why = "it is in use" if is_used else f"it cannot be had ({error.strerror or error})"
+            raise InvalidRequest("uds" if options.uds else "port", f"{where}: {why}; choose another.") from error
 
 
 def _bound_file(path: str) -> socket.socket:

@@ -34,6 +34,7 @@ from vlmfx.server.steps import StepCounter
 
 log = logging.getLogger("vlmfx.server")
 MARGIN_S = 5.0  # after the time for draining, for last answers to leave
+ENDING_S = 2.0  # for threads whose work nobody waits for any more
 BACKLOG = 2048
 
 
@@ -50,7 +51,8 @@ class Loaded(Protocol):
 
 
 def serve(load: Callable[[], Loaded], options: ServerOptions) -> int:
-    """Serve what load gives until SIGTERM or SIGINT; 0 after an orderly end.
+    """Serve what load gives until SIGTERM or SIGINT; the exit code: 0 after an orderly end, 130 after SIGINT. Where a thread does not end,
+    the process does, at once.
 
     The address is taken before the model is loaded, so that one that is in use shows at once, but connections are refused until the
     model is there. Raises InvalidRequest for the address, and what load raises."""
@@ -59,17 +61,30 @@ def serve(load: Callable[[], Loaded], options: ServerOptions) -> int:
     listeners = bind(options)
     try:
         service = service_of(load(), options)
-        try:
-            _run(service, listeners)
-        finally:
-            service.engine.close()
-            service.close()
+        code = _served(service, listeners)
     finally:
         for listener in listeners:
             listener.close()
         if options.uds:
             with suppress(OSError):
                 os.unlink(options.uds)
+    if not service.join(ENDING_S):  # Python's own end would abort the process where a thread is inside torch
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _served(service: Service, listeners: list[socket.socket]) -> int:
+    """The exit code, when all that is begun is ended but for threads."""
+    try:
+        _run(service, listeners)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        service.engine.close()
+        service.close()
     return 0
 
 

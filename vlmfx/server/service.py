@@ -35,6 +35,8 @@ from vlmfx.server.stream import unless_gone
 from vlmfx.server.workers import Workers
 
 PATIENCE_S = 0.05  # between looks for calls that have ended
+GRACE_S = 5.0  # for bodies that are being read when the engine takes nothing more
+SHUT_DOWN = "the server is shut down, before the request was done; send it to another."
 SMALL = 32 * 1024  # bytes of a body that are parsed at once: another thread would cost more than it saves
 NUM_WORKING = 8
 NUM_ASIDE = 2
@@ -201,8 +203,10 @@ class Service:
         self.metrics.finished(output, call.seconds)
 
     async def drain(self, seconds: float) -> None:
-        """Take nothing more into the engine, and wait for all calls to end; those that have not after so many seconds fail."""
+        """Take nothing more into the engine, and wait for all calls to end; those that have not after so many seconds fail, and sooner
+        those whose bodies do not come."""
         end = time.monotonic() + seconds
+        asyncio.get_running_loop().call_later(min(GRACE_S, seconds), self.bodies.end, SHUT_DOWN)
         await self.engine.drain(seconds)
         while self.calls and time.monotonic() < end:
             await asyncio.sleep(PATIENCE_S)
@@ -211,10 +215,14 @@ class Service:
 
     def close(self) -> None:
         """End the threads, and give up what is not read or done; the engine is to be closed before."""
-        message = "the server is shut down, before the request was done; send it to another."
-        self.bodies.end(message)
+        self.bodies.end(SHUT_DOWN)
         for workers in (self.working, self.aside, self.fetching):
-            workers.end(message)
+            workers.end(SHUT_DOWN)
+
+    def join(self, seconds: float) -> bool:
+        """Whether all threads have ended, which is waited for as long; after `close`."""
+        until = time.monotonic() + seconds
+        return all(workers.join(until) for workers in (self.working, self.aside, self.fetching))
 
     def _check_room(self, field: str, request: Request) -> None:
         limit, left = request.params.max_tokens, self.max_model_len - request.num_tokens

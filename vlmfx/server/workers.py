@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, InvalidStateError
@@ -23,7 +24,7 @@ class Workers(Executor):
         self.num, self.name, self.max_waiting = num, name, max_waiting
         self._waiting: OrderedDict[Future[Any], Callable[[], Any]] = OrderedDict()
         self._running: set[Future[Any]] = set()
-        self._num_threads = 0
+        self._threads: list[Thread] = []
         self._changed = Condition()
         self._ended: str | None = None
 
@@ -43,7 +44,7 @@ class Workers(Executor):
                 raise EngineFull(
                     f"{self.max_waiting} requests of this kind wait already, which is as many as may; send it again in a while."
                 )
-            if self._num_threads < min(num_there + 1, self.num):
+            if len(self._threads) < min(num_there + 1, self.num):
                 self._begin_thread()
             self._waiting[future] = partial(fn, *args, **kwargs)
             self._changed.notify()
@@ -52,13 +53,14 @@ class Workers(Executor):
 
     def _begin_thread(self) -> None:
         """One more; where the machine has none to give, those there are do the work. Raises EngineFull where there is none."""
+        thread = Thread(target=self._work, name=self.name, daemon=True)
         try:
-            Thread(target=self._work, name=self.name, daemon=True).start()
+            thread.start()
         except RuntimeError:
-            if not self._num_threads:
+            if not self._threads:
                 raise EngineFull("the machine has no threads left to work with; send it again in a while.") from None
         else:
-            self._num_threads += 1
+            self._threads.append(thread)
 
     def end(self, message: str) -> None:
         """Take no more, and fail all that is not done, now, by an EngineFull of this message; what threads still find is dropped."""
@@ -70,6 +72,12 @@ class Workers(Executor):
         for future in left:
             with suppress(InvalidStateError):
                 future.set_exception(EngineFull(message))
+
+    def join(self, until: float) -> bool:
+        """Whether no thread is at work any more, which is waited for until then, by time.monotonic; after `end`."""
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _forget(self, future: Future[Any]) -> None:
         with self._changed:
