@@ -56,7 +56,7 @@ def opened(source: Any, field: str) -> Iterator[tuple[Any, Any]]:
             if codec not in CODECS:
                 message = f"its codec {codec} is not read; send one of {', '.join(CODECS)}."
                 raise InvalidRequest(field, message, found=codec, expected=CODECS)
-            check_size(context.width, context.height, field)
+            check_size(context.width, context.height, field, MAX_PIXELS)
             context.options = {"max_pixels": str(MAX_PIXELS)}
             context.thread_type, context.thread_count = "AUTO", NUM_THREADS
             yield container, stream
@@ -106,7 +106,7 @@ def decoded(container: Any, stream: Any, field: str) -> Iterator[Any]:
         except (av.FFmpegError, EOFError):
             continue
         for frame in frames:
-            check_size(frame.width, frame.height, field)
+            check_size(frame.width, frame.height, field, MAX_PIXELS)
             num_pixels += frame.width * frame.height
             if num_pixels > MAX_DECODED_PIXELS:
                 message = f"its frames have over {MAX_DECODED_PIXELS:.0e} pixels to decode; send a shorter or a smaller video."
@@ -136,8 +136,8 @@ def to_image(frame: Any) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def check_size(width: int, height: int, field: str, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise InvalidRequest for frames with more pixels than an image may have."""
+def check_size(width: int, height: int, field: str, max_pixels: int) -> None:
+    """Raise InvalidRequest for frames of more than max_pixels."""
     if width * height > max_pixels:
         message = f"its frames have {width}x{height} pixels, expected at most {max_pixels}; send a smaller video."
         raise InvalidRequest(field, message, found=width * height, expected=max_pixels)
