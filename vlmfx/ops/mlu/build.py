@@ -34,8 +34,12 @@ def library_path() -> Path:
     content = hashlib.sha256("\0".join(versions).encode())
     for path in [*sources(), *sorted(KERNELS.glob("*.h"))]:
         content.update(path.name.encode() + path.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmfx"
-    return cache / f"{NAME}-{content.hexdigest()[:16]}.so"
+    return cache_folder() / f"{NAME}-{content.hexdigest()[:16]}.so"
+
+
+def cache_folder() -> Path:
+    """Where this user's builds are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmfx"
 
 
 def build() -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -20,10 +19,10 @@ from pathlib import Path
 import torch
 
 from vlmfx.errors import CompileError
+from vlmfx.ops.mlu.build import KERNELS, cache_folder
 
 HERE = Path(__file__).parent
 FAULTY = HERE / "faulty.mlu"  # for the tests of the emulator alone
-KERNELS = HERE.parent / "kernels"
 BINDINGS = HERE.parent / "bindings.cpp"
 TORCH = Path(torch.__file__).parent
 STANDINS = [HERE / "bang_cnrt.h", HERE / "bang_state.h", *sorted((HERE / "include").rglob("*.h"))]
@@ -128,7 +127,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmfx" / "bang-emu"
+    folder = cache_folder() / "bang-emu"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
