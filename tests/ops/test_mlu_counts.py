@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.ops import emulated
-from vlmfx.ops.mlu.emu import build
+from vlmfx.ops.mlu import build
 from vlmfx.ops.registry import Op
 
 MOST_BYTES, MOST_CYCLES = 1.3, 1.5  # an op's tests may say MLU_BYTES, more than the first, and why

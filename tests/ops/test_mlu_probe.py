@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests.ops import emulated
-from vlmfx.ops.mlu import probe
-from vlmfx.ops.mlu.emu import build
+from vlmfx.ops.mlu import build, probe
 
 pytestmark = [emulated.NO_EMULATOR] if not emulated.HAS_EMULATOR else []
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 import vlmfx.ops
 from tests.ops import emulated, kernels
 from tests.ops.kernels import Mutant
-from vlmfx.ops.mlu.emu import build
+from vlmfx.ops.mlu import build
 
 HERE = Path(__file__).parent
 MODULES: list[ModuleType] = [importlib.import_module(f"tests.ops.{path.stem}") for path in sorted(HERE.glob("test_*.py"))
